@@ -1,0 +1,80 @@
+# kavach: build, install, check and demo.
+#
+#   make && make install     build with PGXS against $(PG_CONFIG) and install
+#   make check [KIND=pgtap]  all tests, or those of one kind, on a private server
+#   make demo [TRACE=FILE]   the story on screen, on a private server
+#   make demo-stop           stop that server and remove its folder
+#
+# check and demo install through apt what they miss (scripts/setup.sh), so they
+# must work where there is no pg_config yet: they never read PGXS themselves.
+
+PG_CONFIG ?= pg_config
+export PG_CONFIG
+
+SCRIPTED = check demo demo-stop
+
+ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
+
+.PHONY: $(MAKECMDGOALS)
+
+check:
+	@test/run $(KIND)
+
+demo:
+	@TRACE='$(TRACE)' demo/run.sh
+
+demo-stop:
+	@demo/run.sh stop
+
+# Goals named beside these (make clean check) go to a make of their own.
+$(filter-out $(SCRIPTED),$(MAKECMDGOALS)):
+	@$(MAKE) --no-print-directory $@
+
+else
+
+EXTENSION = kavach
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" kavach.control)
+
+MODULE_big = kavach
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+PG_CPPFLAGS = -I$(srcdir)/src
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
+
+# The install script is these parts, in this order.
+SQL_PARTS = \
+	sql/schema.sql \
+	sql/agent.sql \
+	sql/permission.sql \
+	sql/ledger.sql \
+	sql/policy.sql \
+	sql/authorize.sql \
+	sql/report.sql \
+	sql/export.sql \
+	sql/role.sql
+
+DATA_built = kavach--$(EXTVERSION).sql
+
+# For `make installcheck` on a server of your own; `make check` brings its own.
+REGRESS = $(basename $(notdir $(sort $(wildcard test/sql/*.sql))))
+REGRESS_OPTS = --inputdir=test --load-extension=kavach
+ISOLATION = $(basename $(notdir $(sort $(wildcard test/specs/*.spec))))
+ISOLATION_OPTS = --inputdir=test --outputdir=. --load-extension=kavach
+
+EXTRA_CLEAN = kavach--*.sql src/*.o src/*.bc
+
+# Bitcode would let the JIT inline our functions, which gains nothing here, and
+# needs the very clang that PostgreSQL was built with.
+override with_llvm = no
+
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq (,$(wildcard $(PGXS)))
+$(error PostgreSQL's server headers are missing: run scripts/setup.sh, or set PG_CONFIG)
+endif
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h) Makefile
+
+$(DATA_built): $(SQL_PARTS) kavach.control Makefile
+	cat $(SQL_PARTS) > $@
+
+endif
