@@ -1,0 +1,129 @@
+-- permission.sql
+--   What agents may do: resource patterns, actions and constraints.
+--   How they are matched is in src/permission.c.
+
+CREATE TABLE kavach.permission (
+  permission_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  agent_id      text NOT NULL REFERENCES kavach.agent,
+  resource      text NOT NULL,
+  actions       text[] NOT NULL,
+  constraints   jsonb NOT NULL DEFAULT '{}',
+  created_at    timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE INDEX permission_agent_id_idx ON kavach.permission (agent_id, permission_id);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.permission', '');
+SELECT pg_catalog.pg_extension_config_dump('kavach.permission_permission_id_seq', '');
+
+COMMENT ON TABLE kavach.permission IS 'What agents may do. Written by kavach_grant_permission and kavach_revoke_permission.';
+COMMENT ON COLUMN kavach.permission.permission_id IS 'Permissions are tried in this order.';
+COMMENT ON COLUMN kavach.permission.agent_id IS 'The agent that holds the permission.';
+COMMENT ON COLUMN kavach.permission.resource IS 'Colon-separated pattern: * is one segment, a trailing ** any further ones, * alone everything.';
+COMMENT ON COLUMN kavach.permission.actions IS 'The actions allowed; * for any.';
+COMMENT ON COLUMN kavach.permission.constraints IS 'max_calls_per_hour, allowed_arg_patterns, time_window, ip_allowlist; all of them must hold.';
+COMMENT ON COLUMN kavach.permission.created_at IS 'When it was granted.';
+COMMENT ON SEQUENCE kavach.permission_permission_id_seq IS 'Ids of permissions.';
+
+CREATE FUNCTION kavach.check_permission(resource text, actions text[], constraints jsonb)
+RETURNS boolean
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_check_permission';
+
+COMMENT ON FUNCTION kavach.check_permission(text, text[], jsonb) IS
+  'Raises an error unless pattern, actions and constraints are well formed. Errors: 22004, 22023, 22001, 22P02, 22007, 22008.';
+
+CREATE FUNCTION kavach_grant_permission(
+  agent_id    text,
+  resource    text,
+  actions     text[],
+  constraints jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  new_id bigint;
+BEGIN
+  PERFORM kavach.check_agent(agent_id),
+          kavach.check_permission(resource, actions, constraints);
+  INSERT INTO kavach.permission (agent_id, resource, actions, constraints)
+  VALUES (agent_id, resource, actions, constraints)
+  RETURNING permission_id INTO new_id;
+  RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_grant_permission(text, text, text[], jsonb) IS
+'Grants a permission and returns its id.
+resource: a colon-separated pattern; a segment is literal or * (exactly one segment), a trailing ** stands for one or more, * alone for everything;
+actions: names, or * for any;
+constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, …], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, …]}.
+Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown agent.';
+
+CREATE FUNCTION kavach_revoke_permission(permission_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  IF kavach_revoke_permission.permission_id IS NULL THEN
+    RAISE EXCEPTION 'permission_id must not be NULL'
+      USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  DELETE FROM kavach.permission p WHERE p.permission_id = kavach_revoke_permission.permission_id;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_revoke_permission(bigint) IS
+'Takes a permission away: true if it was there. The ledger goes on naming it in permission_id.
+Errors: 22004 NULL.';
+
+CREATE FUNCTION kavach.grant_permissions(agent_id text, permissions jsonb)
+RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  permission jsonb;
+  key text;
+  granted bigint := 0;
+BEGIN
+  IF jsonb_typeof(permissions) <> 'array' THEN
+    RAISE EXCEPTION 'permissions must be a JSON array'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Write [{"resource": …, "actions": […], "constraints": {…}}].';
+  END IF;
+
+  FOR permission IN SELECT * FROM jsonb_array_elements(permissions) LOOP
+    IF jsonb_typeof(permission) <> 'object'
+       OR jsonb_typeof(permission -> 'resource') IS DISTINCT FROM 'string'
+       OR jsonb_typeof(permission -> 'actions') IS DISTINCT FROM 'array'
+       OR jsonb_path_exists(permission, '$.actions[*] ? (@.type() != "string")') THEN
+      RAISE EXCEPTION 'a permission needs a resource and a list of actions'
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = format('It reads %s.', permission),
+              HINT = 'Write {"resource": "mcp:openai:*", "actions": ["execute"], "constraints": {}}.';
+    END IF;
+    FOR key IN SELECT * FROM jsonb_object_keys(permission) LOOP
+      IF key NOT IN ('resource', 'actions', 'constraints') THEN
+        RAISE EXCEPTION 'unrecognized key "%" in a permission', key
+          USING ERRCODE = 'invalid_parameter_value',
+                DETAIL = 'A permission has resource, actions and constraints.';
+      END IF;
+    END LOOP;
+    PERFORM @extschema@.kavach_grant_permission(
+      agent_id,
+      permission ->> 'resource',
+      ARRAY(SELECT jsonb_array_elements_text(permission -> 'actions')),
+      coalesce(permission -> 'constraints', '{}'));
+    granted := granted + 1;
+  END LOOP;
+  RETURN granted;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.grant_permissions(text, jsonb) IS
+  'Grants the permissions of kavach_create_agent and returns how many. Errors: 22023 malformed, and those of kavach_grant_permission.';

@@ -1,0 +1,405 @@
+-- policy.sql
+--   Budgets: policies, their limits, and what a reset forgives.
+--   How they are applied is in src/budget.c.
+
+CREATE TABLE kavach.budget_policy (
+  policy_id  text PRIMARY KEY,
+  scope      text NOT NULL CHECK (scope IN ('agent', 'user', 'tenant', 'all')),
+  subject    text,
+  each       boolean NOT NULL DEFAULT false,
+  action     text NOT NULL DEFAULT 'block' CHECK (action IN ('warn', 'throttle', 'block', 'revoke')),
+  enabled    boolean NOT NULL DEFAULT true,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT budget_policy_one_scope CHECK (
+    CASE WHEN scope = 'all' THEN subject IS NULL AND NOT each
+         ELSE each = (subject IS NULL) END)
+);
+
+CREATE INDEX budget_policy_scope_idx ON kavach.budget_policy (scope, subject);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.budget_policy', '');
+
+COMMENT ON TABLE kavach.budget_policy IS 'Budgets: whom they bind and what happens at the limit. Written by kavach_create_policy and its siblings.';
+COMMENT ON COLUMN kavach.budget_policy.policy_id IS 'pol_…, as callers and the ledger name it.';
+COMMENT ON COLUMN kavach.budget_policy.scope IS 'agent, user, tenant, or all: one pool for everybody.';
+COMMENT ON COLUMN kavach.budget_policy.subject IS 'The agent, user or tenant; NULL for all, and for an each policy.';
+COMMENT ON COLUMN kavach.budget_policy.each IS 'Whether it is one limit for every subject of the scope separately.';
+COMMENT ON COLUMN kavach.budget_policy.action IS 'warn, throttle, block or revoke: what happens when a limit would be passed.';
+COMMENT ON COLUMN kavach.budget_policy.enabled IS 'Whether it is applied.';
+COMMENT ON COLUMN kavach.budget_policy.created_at IS 'When it was created.';
+
+CREATE TABLE kavach.budget_limit (
+  policy_id text NOT NULL REFERENCES kavach.budget_policy ON DELETE CASCADE,
+  measure   text NOT NULL CHECK (measure IN ('tokens', 'calls')),
+  period    text NOT NULL CHECK (period IN ('hour', 'day', 'month', 'total')),
+  amount    bigint NOT NULL CHECK (amount >= 0),
+  PRIMARY KEY (policy_id, measure, period)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.budget_limit', '');
+
+COMMENT ON TABLE kavach.budget_limit IS 'The limits of the policies, one a row.';
+COMMENT ON COLUMN kavach.budget_limit.policy_id IS 'The policy.';
+COMMENT ON COLUMN kavach.budget_limit.measure IS 'tokens, or calls (admitted ones).';
+COMMENT ON COLUMN kavach.budget_limit.period IS 'hour, day, month (UTC) or total.';
+COMMENT ON COLUMN kavach.budget_limit.amount IS 'The most that the window may hold.';
+
+CREATE TABLE kavach.budget_baseline (
+  policy_id    text NOT NULL,
+  measure      text NOT NULL,
+  period       text NOT NULL,
+  subject      text,
+  period_start timestamptz NOT NULL,
+  usage        bigint NOT NULL,
+  CONSTRAINT budget_baseline_key UNIQUE NULLS NOT DISTINCT (policy_id, measure, period, subject),
+  FOREIGN KEY (policy_id, measure, period) REFERENCES kavach.budget_limit ON DELETE CASCADE
+);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.budget_baseline', '');
+
+COMMENT ON TABLE kavach.budget_baseline IS 'What a reset forgives: a limit counts what was used beyond this, in that window.';
+COMMENT ON COLUMN kavach.budget_baseline.policy_id IS 'The policy.';
+COMMENT ON COLUMN kavach.budget_baseline.measure IS 'The limit''s measure.';
+COMMENT ON COLUMN kavach.budget_baseline.period IS 'The limit''s period.';
+COMMENT ON COLUMN kavach.budget_baseline.subject IS 'The agent, user or tenant; NULL for all.';
+COMMENT ON COLUMN kavach.budget_baseline.period_start IS 'The window that was reset; -infinity for total.';
+COMMENT ON COLUMN kavach.budget_baseline.usage IS 'The subject''s usage of that window at the reset.';
+
+CREATE FUNCTION kavach.limits(limits jsonb, OUT measure text, OUT period text, OUT amount bigint)
+RETURNS SETOF record
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  key text;
+  value jsonb;
+  part text[];
+BEGIN
+  PERFORM kavach.check_object(limits, 'limits');
+  FOR key, value IN SELECT * FROM jsonb_each(limits) LOOP
+    part := regexp_match(key, '^max_(tokens_cost|calls)_(?:per_(hour|day|month)|(total))$');
+    IF part IS NULL THEN
+      RAISE EXCEPTION 'unrecognized limit "%"', key
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'Valid limits are max_tokens_cost_per_hour, max_tokens_cost_per_day, max_tokens_cost_per_month, '
+                       'max_tokens_cost_total, max_calls_per_hour, max_calls_per_day, max_calls_per_month and max_calls_total.',
+              HINT = 'To remove a limit, set it to null.';
+    END IF;
+    IF jsonb_typeof(value) = 'number' THEN
+      IF (value #>> '{}')::numeric <> trunc((value #>> '{}')::numeric) OR (value #>> '{}')::numeric < 0 THEN
+        RAISE EXCEPTION 'limit "%" must be a whole number of at least 0', key
+          USING ERRCODE = 'invalid_parameter_value';
+      END IF;
+      amount := (value #>> '{}')::numeric::bigint;
+    ELSIF jsonb_typeof(value) = 'null' THEN
+      amount := NULL;
+    ELSE
+      RAISE EXCEPTION 'limit "%" must be a number or null', key
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    measure := CASE part[1] WHEN 'calls' THEN 'calls' ELSE 'tokens' END;
+    period := coalesce(part[2], part[3]);
+    RETURN NEXT;
+  END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.limits(jsonb) IS
+  'The limits of {"max_tokens_cost_per_month": 5000} as rows; amount is NULL for a JSON null. Errors: 22023 unknown key or no whole number, 22003 above bigint.';
+
+CREATE FUNCTION kavach.check_action(action text)
+RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF action IS NULL THEN
+    RAISE EXCEPTION 'action must not be NULL'
+      USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  IF action NOT IN ('warn', 'throttle', 'block', 'revoke') THEN
+    RAISE EXCEPTION 'unrecognized action "%"', action
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'Valid actions are warn, throttle, block and revoke.';
+  END IF;
+  RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.check_action(text) IS
+  'Raises an error unless action is one that a policy can have. Errors: 22004 NULL, 22023 unknown.';
+
+CREATE FUNCTION kavach.check_policy(policy_id text)
+RETURNS kavach.budget_policy
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  policy kavach.budget_policy;
+BEGIN
+  PERFORM kavach.check_id(policy_id, 'policy_id');
+  SELECT * INTO policy FROM kavach.budget_policy p WHERE p.policy_id = check_policy.policy_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'policy "%" does not exist', policy_id
+      USING ERRCODE = 'undefined_object',
+            HINT = 'kavach.budget_policy lists the policies.';
+  END IF;
+  RETURN policy;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.check_policy(text) IS
+  'The policy, locked against other changes. Errors: those of kavach.check_id, 42704 for an unknown policy.';
+
+CREATE FUNCTION kavach_create_policy(
+  agent_id   text DEFAULT NULL,
+  user_id    text DEFAULT NULL,
+  tenant_id  text DEFAULT NULL,
+  each       text DEFAULT NULL,
+  all_agents boolean DEFAULT false,
+  limits     jsonb DEFAULT NULL,
+  action     text DEFAULT 'block')
+RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  new_id text := 'pol_' || replace(gen_random_uuid()::text, '-', '');
+BEGIN
+  IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
+    RAISE EXCEPTION 'a policy needs exactly one scope'
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = format('%s were given.', num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false))),
+            HINT = 'Give one of agent_id, user_id, tenant_id, each (''agent'', ''user'' or ''tenant'') or all_agents => true.';
+  END IF;
+  IF each NOT IN ('agent', 'user', 'tenant') THEN
+    RAISE EXCEPTION 'unrecognized kind of subject "%"', each
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'Valid values of each are agent, user and tenant.';
+  END IF;
+  IF agent_id IS NOT NULL THEN
+    PERFORM kavach.check_agent(agent_id);
+  END IF;
+  PERFORM kavach.check_id(user_id, 'user_id', required => false),
+          kavach.check_id(tenant_id, 'tenant_id', required => false),
+          kavach.check_action(action);
+
+  INSERT INTO kavach.budget_policy (policy_id, scope, subject, each, action)
+  VALUES (new_id,
+          CASE WHEN all_agents THEN 'all'
+               WHEN agent_id IS NOT NULL THEN 'agent'
+               WHEN user_id IS NOT NULL THEN 'user'
+               WHEN tenant_id IS NOT NULL THEN 'tenant'
+               ELSE each END,
+          coalesce(agent_id, user_id, tenant_id),
+          each IS NOT NULL,
+          action);
+  PERFORM kavach.merge_limits(new_id, limits);
+  RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_create_policy(text, text, text, text, boolean, jsonb, text) IS
+'Creates a budget and returns its id (pol_…). It counts what its window already holds.
+Exactly one scope: agent_id, user_id, tenant_id, each (agent, user or tenant: one limit for every one of them separately) or all_agents => true (one pool);
+limits: {"max_tokens_cost_per_month": 5000}, at least one; keys max_tokens_cost_ or max_calls_ with per_hour, per_day, per_month (UTC) and max_tokens_cost_total, max_calls_total;
+action: warn, throttle, block or revoke.
+Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent.';
+
+CREATE FUNCTION kavach.merge_limits(policy_id text, limits jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  changed boolean;
+BEGIN
+  DELETE FROM kavach.budget_limit l
+   USING kavach.limits(limits) c
+   WHERE l.policy_id = merge_limits.policy_id
+     AND (l.measure, l.period) = (c.measure, c.period) AND c.amount IS NULL;
+  changed := FOUND;
+  INSERT INTO kavach.budget_limit AS l (policy_id, measure, period, amount)
+  SELECT merge_limits.policy_id, c.measure, c.period, c.amount
+    FROM kavach.limits(limits) c
+   WHERE c.amount IS NOT NULL
+  ON CONFLICT ON CONSTRAINT budget_limit_pkey DO UPDATE
+     SET amount = excluded.amount WHERE l.amount <> excluded.amount;
+  changed := changed OR FOUND;
+  IF NOT EXISTS (SELECT FROM kavach.budget_limit l WHERE l.policy_id = merge_limits.policy_id) THEN
+    RAISE EXCEPTION 'a policy needs at least one limit'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give limits => ''{"max_tokens_cost_per_month": 5000}'', or drop the policy with kavach_drop_policy().';
+  END IF;
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.merge_limits(text, jsonb) IS
+  'Merges limits into those of a policy: true if something changed. Errors: those of kavach.limits, 22023 if none is left.';
+
+CREATE FUNCTION kavach_update_policy(
+  policy_id text,
+  limits    jsonb DEFAULT NULL,
+  action    text DEFAULT NULL,
+  enabled   boolean DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  policy kavach.budget_policy := kavach.check_policy(policy_id);
+  changed boolean := false;
+BEGIN
+  IF action IS NOT NULL THEN
+    PERFORM kavach.check_action(action);
+  END IF;
+  IF limits IS NOT NULL THEN
+    changed := kavach.merge_limits(policy_id, limits);
+  END IF;
+  UPDATE kavach.budget_policy p
+     SET action = coalesce(kavach_update_policy.action, p.action),
+         enabled = coalesce(kavach_update_policy.enabled, p.enabled)
+   WHERE p.policy_id = policy.policy_id
+     AND (p.action, p.enabled) IS DISTINCT FROM
+         (coalesce(kavach_update_policy.action, p.action), coalesce(kavach_update_policy.enabled, p.enabled));
+  RETURN changed OR FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_update_policy(text, jsonb, text, boolean) IS
+'Changes a budget: true if something changed. Whatever is NULL stays.
+limits: merged into the present ones, a JSON null removes one; action: warn, throttle, block or revoke; enabled: false lets everything pass.
+Errors: 22004, 22023, 22001, 22003 bad input, or no limit would be left; 42704 unknown policy.';
+
+CREATE FUNCTION kavach_drop_policy(policy_id text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_drop_policy.policy_id, 'policy_id');
+  DELETE FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_drop_policy(text) IS
+'Drops a budget with its limits: true if it was there. Usage is untouched.
+Errors: 22004, 22023, 22001 bad input.';
+
+CREATE FUNCTION kavach.current_usage(
+  scope text, subject text, period text,
+  OUT period_start timestamptz, OUT tokens bigint, OUT calls bigint)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_current_usage';
+
+COMMENT ON FUNCTION kavach.current_usage(text, text, text) IS
+  'What a subject has used in the current window, committed, in the latest snapshot. Errors: 22004, 22023 bad input, 22003 overflow.';
+
+CREATE FUNCTION kavach_reset_policy(policy_id text, subject text DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  policy kavach.budget_policy := kavach.check_policy(policy_id);
+BEGIN
+  IF policy.each AND subject IS NULL THEN
+    RAISE EXCEPTION 'policy "%" is one limit for each %: name the subject to reset', policy_id, policy.scope
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('Write kavach_reset_policy(%L, ''the %s''''s id'').', policy_id, policy.scope);
+  END IF;
+  IF NOT policy.each AND subject IS NOT NULL AND subject IS DISTINCT FROM policy.subject THEN
+    RAISE EXCEPTION 'policy "%" has no subject "%"', policy_id, subject
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave subject out: only an each policy needs it.';
+  END IF;
+  PERFORM kavach.check_id(subject, CASE WHEN policy.scope = 'user' THEN 'user_id' ELSE 'subject' END, required => false);
+
+  INSERT INTO kavach.budget_baseline AS b (policy_id, measure, period, subject, period_start, usage)
+  SELECT l.policy_id, l.measure, l.period, coalesce(policy.subject, kavach_reset_policy.subject),
+         u.period_start, CASE l.measure WHEN 'tokens' THEN u.tokens ELSE u.calls END
+    FROM kavach.budget_limit l,
+         kavach.current_usage(policy.scope, coalesce(policy.subject, kavach_reset_policy.subject), l.period) u
+   WHERE l.policy_id = policy.policy_id
+  ON CONFLICT ON CONSTRAINT budget_baseline_key DO UPDATE
+     SET period_start = excluded.period_start, usage = excluded.usage
+   WHERE (b.period_start, b.usage) IS DISTINCT FROM (excluded.period_start, excluded.usage);
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION kavach_reset_policy(text, text) IS
+'Forgives what a budget''s current windows hold, so that it starts anew: true if something changed. Usage and bills are untouched, later windows too.
+subject: which agent, user or tenant, required for an each policy.
+Errors: 22004, 22023, 22001 bad input; 42704 unknown policy.';
+
+CREATE VIEW kavach.budget_status AS
+WITH clock AS (
+  SELECT kavach.clock_now() AT TIME ZONE 'UTC' AS utc
+), win AS (
+  SELECT period,
+         date_trunc(period, utc) AT TIME ZONE 'UTC' AS period_start,
+         (date_trunc(period, utc) + ('1 ' || period)::interval) AT TIME ZONE 'UTC' AS period_end
+    FROM clock, unnest(ARRAY['hour', 'day', 'month']) AS period
+   UNION ALL
+  SELECT 'total', '-infinity', NULL
+)
+SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.period_end, l.amount,
+       u.used, greatest(l.amount - u.used, 0) AS remaining, p.action,
+       CASE WHEN NOT p.enabled THEN 'disabled' WHEN u.used >= l.amount THEN 'triggered' ELSE 'active' END AS status
+  FROM kavach.budget_policy p
+  JOIN kavach.budget_limit l USING (policy_id)
+  JOIN win w USING (period)
+ CROSS JOIN LATERAL (
+    -- a named subject, or all: one row, used or not
+    SELECT p.subject,
+           CASE l.measure WHEN 'tokens' THEN coalesce(sum(a.tokens_cost), 0)
+                          ELSE count(*) FILTER (WHERE a.kind = 'authorize') END AS usage
+      FROM kavach.audit_log a
+     WHERE NOT p.each AND a.result = 'allowed'
+       AND a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
+       AND CASE p.scope WHEN 'agent' THEN a.agent_id = p.subject
+                        WHEN 'user' THEN a.user_id = p.subject
+                        WHEN 'tenant' THEN a.tenant_id = p.subject
+                        ELSE true END
+    HAVING NOT p.each
+     UNION ALL
+    -- each of them: a row for whoever used something in the window
+    SELECT x.subject,
+           CASE l.measure WHEN 'tokens' THEN coalesce(sum(a.tokens_cost), 0)
+                          ELSE count(*) FILTER (WHERE a.kind = 'authorize') END
+      FROM kavach.audit_log a
+     CROSS JOIN LATERAL (
+        SELECT CASE p.scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END AS subject) x
+     WHERE p.each AND a.result = 'allowed' AND x.subject IS NOT NULL
+       AND a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
+     GROUP BY x.subject) s
+  LEFT JOIN kavach.budget_baseline b
+    ON (b.policy_id, b.measure, b.period, b.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
+   AND b.subject IS NOT DISTINCT FROM s.subject
+ CROSS JOIN LATERAL (
+    SELECT CASE WHEN b.usage IS NULL THEN s.usage ELSE greatest(s.usage - b.usage, 0) END AS used) u
+ WHERE NOT (p.each AND EXISTS (
+    -- it yields to an enabled policy that names the subject
+    SELECT FROM kavach.budget_policy n
+      JOIN kavach.budget_limit nl USING (policy_id)
+     WHERE n.enabled AND NOT n.each AND n.scope = p.scope AND n.subject = s.subject
+       AND (nl.measure, nl.period) = (l.measure, l.period)
+       AND (n.action = 'warn') = (p.action = 'warn')));
+
+COMMENT ON VIEW kavach.budget_status IS 'How every limit stands: a row per policy, limit and subject; of an each policy, those with usage in the current window. A limit that yields to one that names its subject has no row.';
+COMMENT ON COLUMN kavach.budget_status.policy_id IS 'The policy.';
+COMMENT ON COLUMN kavach.budget_status.scope IS 'agent, user, tenant or all; of an each policy the kind of its subject.';
+COMMENT ON COLUMN kavach.budget_status.subject IS 'The agent, user or tenant; NULL for all.';
+COMMENT ON COLUMN kavach.budget_status.measure IS 'tokens or calls.';
+COMMENT ON COLUMN kavach.budget_status.period IS 'hour, day, month or total.';
+COMMENT ON COLUMN kavach.budget_status.period_start IS 'Start of the current window (UTC); -infinity for total.';
+COMMENT ON COLUMN kavach.budget_status.period_end IS 'End of the current window, exclusive; NULL for total.';
+COMMENT ON COLUMN kavach.budget_status.amount IS 'The limit.';
+COMMENT ON COLUMN kavach.budget_status.used IS 'What counts against it: usage less what a reset forgave. Below 0 after refunds of earlier windows.';
+COMMENT ON COLUMN kavach.budget_status.remaining IS 'What is left, never below 0.';
+COMMENT ON COLUMN kavach.budget_status.action IS 'What happens when it would be passed.';
+COMMENT ON COLUMN kavach.budget_status.status IS 'active, triggered (used >= amount) or disabled.';

@@ -1,0 +1,174 @@
+-- report.sql
+--   Who spent what: reports over the ledger.
+--
+-- Plain SQL functions with the caller's rights over views with the owner's:
+-- the planner inlines them, so that they stream, prune months, and take the
+-- caller's own WHERE and LIMIT.  So no SET, STRICT or SECURITY DEFINER here,
+-- and bounds as ts >= lower AND ts < upper: until is exclusive everywhere.
+
+CREATE FUNCTION kavach_query_audit(
+  agent_id  text DEFAULT NULL,
+  user_id   text DEFAULT NULL,
+  tenant_id text DEFAULT NULL,
+  since     timestamptz DEFAULT NULL,
+  until     timestamptz DEFAULT NULL,
+  actions   text[] DEFAULT NULL,
+  result    text DEFAULT NULL,
+  max_rows  int DEFAULT NULL,
+  before    uuid DEFAULT NULL)
+RETURNS SETOF kavach.ledger
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT l.*
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
+     AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
+     AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
+     AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
+     AND (kavach_query_audit.agent_id IS NULL OR l.agent_id = kavach_query_audit.agent_id)
+     AND (kavach_query_audit.user_id IS NULL OR l.user_id = kavach_query_audit.user_id)
+     AND (kavach_query_audit.tenant_id IS NULL OR l.tenant_id = kavach_query_audit.tenant_id)
+     AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
+     AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result)
+   ORDER BY l.id DESC
+   LIMIT kavach_query_audit.max_rows;
+END;
+
+COMMENT ON FUNCTION kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
+'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
+actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
+Errors: 22023 where since is after until; 2201W negative max_rows.';
+
+CREATE VIEW kavach.usage_by_agent AS
+SELECT agent_id,
+       count(*) FILTER (WHERE kind = 'authorize') AS calls,
+       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
+       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
+       coalesce(sum(tokens_cost), 0) AS tokens_cost
+  FROM kavach.audit_log
+ GROUP BY agent_id;
+
+COMMENT ON VIEW kavach.usage_by_agent IS 'Usage of every agent, over all time. For a range use kavach_cost_by_agent.';
+COMMENT ON COLUMN kavach.usage_by_agent.agent_id IS 'The agent.';
+
+CREATE VIEW kavach.usage_by_user AS
+SELECT user_id,
+       count(*) FILTER (WHERE kind = 'authorize') AS calls,
+       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
+       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
+       coalesce(sum(tokens_cost), 0) AS tokens_cost
+  FROM kavach.audit_log
+ GROUP BY user_id;
+
+COMMENT ON VIEW kavach.usage_by_user IS 'Usage of every user, over all time. For a range use kavach_cost_by_user.';
+COMMENT ON COLUMN kavach.usage_by_user.user_id IS 'The user; NULL: refused calls of unknown agents.';
+
+CREATE VIEW kavach.usage_by_day AS
+SELECT (ts AT TIME ZONE 'UTC')::date AS day,
+       count(*) FILTER (WHERE kind = 'authorize') AS calls,
+       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
+       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
+       coalesce(sum(tokens_cost), 0) AS tokens_cost
+  FROM kavach.audit_log
+ GROUP BY 1;
+
+COMMENT ON VIEW kavach.usage_by_day IS 'Usage of every UTC day that has ledger rows. For a range or one agent use kavach_cost_by_day.';
+COMMENT ON COLUMN kavach.usage_by_day.day IS 'The UTC day.';
+
+DO $$
+DECLARE
+  view text;
+BEGIN
+  FOREACH view IN ARRAY ARRAY['usage_by_agent', 'usage_by_user', 'usage_by_day'] LOOP
+    EXECUTE format('COMMENT ON COLUMN kavach.%I.calls IS %L', view, 'Authorize decisions.');
+    EXECUTE format('COMMENT ON COLUMN kavach.%I.denied IS %L', view, 'Those refused.');
+    EXECUTE format('COMMENT ON COLUMN kavach.%I.calls_without_cost IS %L', view, 'Those admitted that gave no cost.');
+    EXECUTE format('COMMENT ON COLUMN kavach.%I.tokens_cost IS %L', view, 'sum(tokens_cost) over the ledger: the bill.');
+  END LOOP;
+END
+$$;
+
+CREATE FUNCTION kavach_cost_by_agent(
+  since timestamptz,
+  until timestamptz)
+RETURNS TABLE (agent_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT l.agent_id,
+         count(*) FILTER (WHERE l.kind = 'authorize'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
+         coalesce(sum(l.tokens_cost), 0)
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until)
+     AND l.ts < coalesce(kavach_cost_by_agent.until, 'infinity')
+   GROUP BY l.agent_id;
+END;
+
+COMMENT ON FUNCTION kavach_cost_by_agent(timestamptz, timestamptz) IS
+'Usage by agent from since (inclusive) to until (exclusive); NULL for no bound.
+calls: authorize decisions; denied: those refused; calls_without_cost: those admitted that gave no cost; tokens_cost: the sum over the ledger.
+Errors: 22023 where since is after until.';
+
+CREATE FUNCTION kavach_cost_by_user(
+  since timestamptz,
+  until timestamptz)
+RETURNS TABLE (user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT l.user_id,
+         count(*) FILTER (WHERE l.kind = 'authorize'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
+         coalesce(sum(l.tokens_cost), 0)
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until)
+     AND l.ts < coalesce(kavach_cost_by_user.until, 'infinity')
+   GROUP BY l.user_id;
+END;
+
+COMMENT ON FUNCTION kavach_cost_by_user(timestamptz, timestamptz) IS
+'Usage by user, one row each, from since (inclusive) to until (exclusive); NULL for no bound. The columns are those of kavach_cost_by_agent; NULL: refused calls of unknown agents.
+Errors: 22023 where since is after until.';
+
+CREATE FUNCTION kavach_cost_by_day(
+  agent_id text,
+  since    timestamptz,
+  until    timestamptz)
+RETURNS TABLE (day date, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT (l.ts AT TIME ZONE 'UTC')::date,
+         count(*) FILTER (WHERE l.kind = 'authorize'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
+         coalesce(sum(l.tokens_cost), 0)
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until)
+     AND l.ts < coalesce(kavach_cost_by_day.until, 'infinity')
+     AND (kavach_cost_by_day.agent_id IS NULL OR l.agent_id = kavach_cost_by_day.agent_id)
+   GROUP BY 1;
+END;
+
+COMMENT ON FUNCTION kavach_cost_by_day(text, timestamptz, timestamptz) IS
+'Usage by UTC day, of one agent or of all (NULL), from since (inclusive) to until (exclusive); NULL for no bound. Days without ledger rows are absent. The other columns are those of kavach_cost_by_agent.
+Errors: 22023 where since is after until.';
+
+CREATE FUNCTION kavach_billing_report(year int, month int)
+RETURNS TABLE (tenant_id text, user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT l.tenant_id, l.user_id,
+         count(*) FILTER (WHERE l.kind = 'authorize'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
+         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
+         coalesce(sum(l.tokens_cost), 0)
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.month_start(kavach_billing_report.year, kavach_billing_report.month)
+     AND l.ts < kavach.month_end(kavach_billing_report.year, kavach_billing_report.month)
+   GROUP BY l.tenant_id, l.user_id;
+END;
+
+COMMENT ON FUNCTION kavach_billing_report(int, int) IS
+'The bill of a UTC month: usage by tenant and user. The other columns are those of kavach_cost_by_agent; NULL, NULL: refused calls of unknown agents.
+Errors: 22004, 22023 no such month.';

@@ -1,0 +1,79 @@
+-- schema.sql
+--   What the other parts share: the schema of the nouns, the clock, and the
+--   checks that every verb makes of its arguments.
+--
+-- Verbs go into the schema that CREATE EXTENSION names, nouns into "kavach".
+-- Nothing is executable by PUBLIC: the last part (role.sql) takes that away.
+
+\echo Use "CREATE EXTENSION kavach" to load this file. \quit
+
+CREATE SCHEMA kavach;
+
+COMMENT ON SCHEMA kavach IS
+  'What kavach stores and reports: agents, permissions, budgets and the ledger. The verbs are the functions kavach_*.';
+
+CREATE FUNCTION kavach.clock_now()
+RETURNS timestamptz
+LANGUAGE c STABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_clock_now';
+
+COMMENT ON FUNCTION kavach.clock_now() IS
+  'The time that decides windows and expiry: the setting kavach.clock, or else the start of the statement.';
+
+CREATE FUNCTION kavach.range_start(since timestamptz, until timestamptz)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_range_start';
+
+COMMENT ON FUNCTION kavach.range_start(timestamptz, timestamptz) IS
+  'The lower bound of a report: since, or -infinity where it is NULL. Error 22023 where since is after until.';
+
+CREATE FUNCTION kavach.month_start(year int, month int)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_month_start';
+
+COMMENT ON FUNCTION kavach.month_start(int, int) IS
+  'The first instant of a UTC month. Errors: 22004 for NULL, 22023 for a month or year that does not exist.';
+
+CREATE FUNCTION kavach.month_end(year int, month int)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_month_end';
+
+COMMENT ON FUNCTION kavach.month_end(int, int) IS
+  'The first instant after a UTC month. Errors: 22004 for NULL, 22023 for a month or year that does not exist.';
+
+CREATE FUNCTION kavach.uuid7_ts(id uuid)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_uuid7_ts';
+
+COMMENT ON FUNCTION kavach.uuid7_ts(uuid) IS
+  'The time in a ledger row''s id (UUIDv7, RFC 9562), to the millisecond: lets a search by id skip the other months.';
+
+CREATE FUNCTION kavach.check_id(value text, name text, required boolean DEFAULT true)
+RETURNS boolean
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_check_id';
+
+COMMENT ON FUNCTION kavach.check_id(text, text, boolean) IS
+  'Raises an error unless value is a possible id. Errors: 22004 NULL (if required), 22023 empty, or a user_id that begins with agt_; 22001 over 255 bytes.';
+
+CREATE FUNCTION kavach.check_object(value jsonb, name text)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF jsonb_typeof(value) <> 'object' THEN
+    RAISE EXCEPTION '% must be a JSON object', name
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = format('It is of type %s.', jsonb_typeof(value));
+  END IF;
+  RETURN coalesce(value, '{}');
+END
+$$;
+
+COMMENT ON FUNCTION kavach.check_object(jsonb, text) IS
+  'The value, or {} where it is NULL. Error 22023 where it is no JSON object.';
