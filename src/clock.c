@@ -1,0 +1,257 @@
+/*-------------------------------------------------------------------------
+ * clock.c
+ *		The time of a call, and the windows it falls into.
+ *
+ * A call reads the clock once; that one time decides its id, its windows and
+ * its partition.  Hour, day and month are UTC whatever the session's TimeZone.
+ * A window is [start, end).  Tests and the demo set kavach.clock, which stops
+ * the clock at an instant; nothing else in kavach asks for the time.
+ *-------------------------------------------------------------------------
+ */
+#include "kavach.h"
+
+#include "access/xact.h"
+#include "compat.h"
+
+#define FIRST_INSTANT	((TimestampTz) (UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
+#define END_INSTANT		((TimestampTz) (5373485 - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)	/* 10000-01-01 */
+
+const PeriodInfo periods[NUM_PERIODS] = {
+	[PERIOD_HOUR] = {"hour", "this hour"},
+	[PERIOD_DAY] = {"day", "today"},
+	[PERIOD_MONTH] = {"month", "this month"},
+	[PERIOD_TOTAL] = {"total", "in total"},
+};
+
+PeriodKind
+period_named(const char *name)
+{
+	for (int period = 0; period < NUM_PERIODS; period++)
+		if (strcmp(name, periods[period].name) == 0)
+			return period;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized period \"%s\"", name)));
+	return 0;					/* keep compiler quiet */
+}
+
+static char *clock_setting = NULL;
+static TimestampTz clock_stopped_at = DT_NOBEGIN;	/* DT_NOBEGIN: it runs */
+
+PG_FUNCTION_INFO_V1(kavach_clock_now);
+PG_FUNCTION_INFO_V1(kavach_range_start);
+PG_FUNCTION_INFO_V1(kavach_month_start);
+PG_FUNCTION_INFO_V1(kavach_month_end);
+
+/*
+ * Parses without ereport, since a check hook may run where an error would
+ * take the server down (as check_recovery_target_time in the server).
+ */
+static bool
+parse_instant(const char *text, TimestampTz *result)
+{
+	char		workbuf[MAXDATELEN + MAXDATEFIELDS];
+	char	   *field[MAXDATEFIELDS];
+	int			ftype[MAXDATEFIELDS];
+	int			nf,
+				dtype,
+				tz;
+	fsec_t		fsec;
+	struct pg_tm tm;
+
+	return ParseDateTime(text, workbuf, sizeof(workbuf), field, ftype, MAXDATEFIELDS, &nf) == 0 &&
+		compat_decode_datetime(field, ftype, nf, &dtype, &tm, &fsec, &tz) == 0 &&
+		dtype == DTK_DATE &&
+		tm2timestamp(&tm, fsec, &tz, result) == 0;
+}
+
+static bool
+check_clock(char **newval, void **extra, GucSource source)
+{
+	TimestampTz *instant = compat_guc_malloc(sizeof(TimestampTz));
+
+	if (instant == NULL)
+		return false;
+	*instant = DT_NOBEGIN;
+	*extra = instant;
+	if (**newval == '\0')
+		return true;
+	/* an id holds milliseconds since 1970, a report goes to the year 9999 */
+	if (parse_instant(*newval, instant) &&
+		*instant >= FIRST_INSTANT && *instant < END_INSTANT)
+		return true;
+	GUC_check_errdetail("It must be a timestamp between 1970 and 9999, such as \"2024-01-31 23:59:59Z\", or empty.");
+	return false;
+}
+
+static void
+assign_clock(const char *newval, void *extra)
+{
+	clock_stopped_at = *(TimestampTz *) extra;
+}
+
+void
+clock_define_settings(void)
+{
+	DefineCustomStringVariable("kavach.clock",
+							   "Sets the time that kavach goes by, for tests and demonstrations.",
+							   "Empty: the system's clock.",
+							   &clock_setting,
+							   "",
+							   PGC_SUSET,
+							   0,
+							   check_clock, assign_clock, NULL);
+}
+
+TimestampTz
+clock_now(void)
+{
+	return clock_stopped_at == DT_NOBEGIN ? GetCurrentTimestamp() : clock_stopped_at;
+}
+
+/*
+ * For views and reports: the same throughout a statement.
+ */
+Datum
+kavach_clock_now(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(clock_stopped_at == DT_NOBEGIN ?
+						  GetCurrentStatementStartTimestamp() : clock_stopped_at);
+}
+
+/* The start of the UTC month that lies "offset" months after the one of ts. */
+static TimestampTz
+month_floor(TimestampTz ts, int offset)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	TimestampTz result;
+	int			utc = 0;
+	int			month;
+
+	if (timestamp2tm(ts, NULL, &tm, &fsec, NULL, NULL) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	month = tm.tm_year * MONTHS_PER_YEAR + tm.tm_mon - 1 + offset;
+	tm.tm_year = month / MONTHS_PER_YEAR;
+	tm.tm_mon = month % MONTHS_PER_YEAR + 1;
+	tm.tm_mday = 1;
+	tm.tm_hour = tm.tm_min = tm.tm_sec = 0;
+	if (tm2timestamp(&tm, 0, &utc, &result) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	return result;
+}
+
+/* The last multiple of "unit" at or before ts, before 2000 as well. */
+TimestampTz
+unit_floor(TimestampTz ts, int64 unit)
+{
+	int64		rest = ts % unit;
+
+	return ts - (rest < 0 ? rest + unit : rest);
+}
+
+TimestampTz
+period_start(PeriodKind period, TimestampTz ts)
+{
+	switch (period)
+	{
+		case PERIOD_HOUR:
+			return unit_floor(ts, USECS_PER_HOUR);
+		case PERIOD_DAY:
+			return unit_floor(ts, USECS_PER_DAY);
+		case PERIOD_MONTH:
+			return month_floor(ts, 0);
+		case PERIOD_TOTAL:
+			break;
+	}
+	return DT_NOBEGIN;
+}
+
+TimestampTz
+period_end(PeriodKind period, TimestampTz ts)
+{
+	switch (period)
+	{
+		case PERIOD_HOUR:
+			return unit_floor(ts, USECS_PER_HOUR) + USECS_PER_HOUR;
+		case PERIOD_DAY:
+			return unit_floor(ts, USECS_PER_DAY) + USECS_PER_DAY;
+		case PERIOD_MONTH:
+			return month_floor(ts, 1);
+		case PERIOD_TOTAL:
+			break;
+	}
+	return DT_NOEND;
+}
+
+/*
+ * ISO 8601 in UTC, for texts that are kept: they must not depend on the
+ * session's TimeZone and DateStyle.
+ */
+char *
+format_utc(TimestampTz ts)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+
+	if (timestamp2tm(ts, NULL, &tm, &fsec, NULL, NULL) != 0)
+		return pstrdup("?");
+	return psprintf("%04d-%02d-%02dT%02d:%02d:%02dZ",
+					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec);
+}
+
+/* SQL: kavach.range_start(since, until) */
+Datum
+kavach_range_start(PG_FUNCTION_ARGS)
+{
+	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
+		PG_GETARG_TIMESTAMPTZ(0) > PG_GETARG_TIMESTAMPTZ(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("since must not be after until"),
+				 errhint("until is exclusive: for January 2024 write '2024-01-01Z', '2024-02-01Z'.")));
+	PG_RETURN_TIMESTAMPTZ(PG_ARGISNULL(0) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(0));
+}
+
+static TimestampTz
+month_arg(FunctionCallInfo fcinfo)
+{
+	struct pg_tm tm = {0};
+	TimestampTz result;
+	int			utc = 0;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be NULL", PG_ARGISNULL(0) ? "year" : "month")));
+	tm.tm_year = PG_GETARG_INT32(0);
+	tm.tm_mon = PG_GETARG_INT32(1);
+	tm.tm_mday = 1;
+	/* one month's room above, so that its end is a timestamp too */
+	if (tm.tm_mon < 1 || tm.tm_mon > MONTHS_PER_YEAR ||
+		tm.tm_year < 1 || tm.tm_year > 9999 ||
+		tm2timestamp(&tm, 0, &utc, &result) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no month %d of year %d", tm.tm_mon, tm.tm_year),
+				 errhint("Months are 1 to 12, years 1 to 9999.")));
+	return result;
+}
+
+/* SQL: kavach.month_start(year, month) */
+Datum
+kavach_month_start(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(month_arg(fcinfo));
+}
+
+/* SQL: kavach.month_end(year, month) */
+Datum
+kavach_month_end(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TIMESTAMPTZ(period_end(PERIOD_MONTH, month_arg(fcinfo)));
+}

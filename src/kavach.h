@@ -1,0 +1,331 @@
+/*-------------------------------------------------------------------------
+ * kavach.h
+ *		What the files of kavach share: the vocabulary of the model, and for
+ *		each file what the others may call.  kavach.c has the map.
+ *
+ * Strings in these structs are NUL-terminated and live in the memory context
+ * of the call; NULL stands for SQL NULL.
+ *-------------------------------------------------------------------------
+ */
+#ifndef KAVACH_H
+#define KAVACH_H
+
+#include "postgres.h"
+
+#include "access/tupdesc.h"
+#include "fmgr.h"
+#include "utils/array.h"
+#include "utils/inet.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#define MAX_ID_BYTES		255
+#define MAX_RESOURCE_BYTES	2048
+
+/* A number that the caller, or the ledger, may have left out. */
+typedef struct OptionalInt64
+{
+	bool		given;
+	int64		value;
+} OptionalInt64;
+
+/* Whose usage is counted; narrowest first.  Described in scopes[]. */
+typedef enum ScopeKind
+{
+	SCOPE_AGENT,
+	SCOPE_USER,
+	SCOPE_TENANT,
+	SCOPE_ALL
+} ScopeKind;
+
+#define NUM_SCOPES	(SCOPE_ALL + 1)
+
+/* In which window it is counted; shortest first.  Described in periods[]. */
+typedef enum PeriodKind
+{
+	PERIOD_HOUR,
+	PERIOD_DAY,
+	PERIOD_MONTH,
+	PERIOD_TOTAL
+} PeriodKind;
+
+#define NUM_PERIODS	(PERIOD_TOTAL + 1)
+
+typedef enum MeasureKind
+{
+	MEASURE_TOKENS,
+	MEASURE_CALLS
+} MeasureKind;
+
+#define NUM_MEASURES	(MEASURE_CALLS + 1)
+
+/* What a policy does when its limit would be passed; mildest first. */
+typedef enum PolicyAction
+{
+	ACTION_WARN,
+	ACTION_THROTTLE,
+	ACTION_BLOCK,
+	ACTION_REVOKE
+} PolicyAction;
+
+/* The ids that a call charges, by ScopeKind; NULL where there is none. */
+typedef struct Subject
+{
+	const char *ids[NUM_SCOPES];
+} Subject;
+
+/* ---- clock.c: the time, UTC windows ---- */
+
+typedef struct PeriodInfo
+{
+	const char *name;			/* in kavach.budget_limit */
+	const char *phrase;			/* in a reason: "4900 used this month" */
+} PeriodInfo;
+
+extern const PeriodInfo periods[NUM_PERIODS];
+extern PeriodKind period_named(const char *name);
+
+extern void clock_define_settings(void);
+extern TimestampTz clock_now(void);
+extern TimestampTz unit_floor(TimestampTz ts, int64 unit);
+extern TimestampTz period_start(PeriodKind period, TimestampTz ts);
+extern TimestampTz period_end(PeriodKind period, TimestampTz ts);
+extern char *format_utc(TimestampTz ts);
+
+/* ---- query.c: SQL with the owner's rights ---- */
+
+#define MAX_QUERY_ARGS	24
+
+/* A statement, prepared at first use and kept for the life of the backend. */
+typedef struct Statement
+{
+	const char *sql;
+	int			nargs;
+	Oid			argtypes[MAX_QUERY_ARGS];
+	void	   *plan;			/* SPIPlanPtr; NULL until prepared */
+} Statement;
+
+/* What query_begin changed, for query_end to put back. */
+typedef struct OwnerRights
+{
+	Oid			user;
+	int			sec_context;
+	int			guc_level;
+} OwnerRights;
+
+extern void query_begin(OwnerRights *saved);
+extern void query_end(OwnerRights *saved);
+extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
+extern void query_execute(Statement *statement, Datum *values, const char *nulls);
+extern void query_utility(const char *sql);
+extern char *query_text(uint64 row, int column);
+extern OptionalInt64 query_int64(uint64 row, int column);
+extern Datum query_datum(uint64 row, int column, bool *isnull);
+
+/* ---- argument.c: what callers hand in ---- */
+
+extern void check_id(const char *value, const char *name);
+extern char *required_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern char *optional_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern char *required_text_arg(FunctionCallInfo fcinfo, int argno, const char *name, int max_bytes);
+extern OptionalInt64 count_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern int64 required_count_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern Jsonb *object_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern TupleDesc answer_desc(FunctionCallInfo fcinfo);
+extern Datum text_or_null(const char *value, bool *isnull);
+extern Datum number_or_null(OptionalInt64 number, bool *isnull);
+
+/* ---- catalog.c: agents, permissions and policies, looked up ---- */
+
+typedef struct Agent
+{
+	char	   *agent_id;
+	char	   *user_id;
+	char	   *tenant_id;
+	bool		revoked;
+	char	   *status_reason;
+	bool		expires;
+	TimestampTz expires_at;
+} Agent;
+
+typedef struct Permission
+{
+	int64		permission_id;
+	char	   *resource;
+	ArrayType  *actions;
+	Jsonb	   *constraints;
+} Permission;
+
+/* A limit that binds a subject, and how it stands (budget.c fills that in). */
+typedef struct BudgetLimit
+{
+	char	   *policy_id;
+	ScopeKind	scope;
+	const char *subject;		/* NULL for all */
+	bool		each;
+	PolicyAction action;
+	MeasureKind measure;
+	PeriodKind	period;
+	int64		amount;
+	bool		has_baseline;
+	TimestampTz baseline_start;
+	int64		baseline;
+
+	int64		used;			/* in the window of the call */
+	TimestampTz window_end;		/* DT_NOEND for total */
+} BudgetLimit;
+
+extern Agent *catalog_agent(const char *agent_id);
+extern Permission *catalog_permissions(const char *agent_id, int *count);
+extern BudgetLimit *catalog_limits(const Subject *subject, int *count);
+extern void catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts);
+
+/* ---- counter.c: how usage is counted ---- */
+
+typedef struct ScopeInfo
+{
+	const char *name;			/* in kavach.budget_policy */
+} ScopeInfo;
+
+extern const ScopeInfo scopes[NUM_SCOPES];
+extern ScopeKind scope_named(const char *name);
+
+/* Usage of one subject in one window, by measure. */
+typedef struct Usage
+{
+	int64		used[NUM_MEASURES];
+} Usage;
+
+#define SCOPE_BIT(scope)	(1 << (scope))
+
+/* The rate per hour of a permission is counted in windows of five minutes. */
+#define RATE_WINDOW		(5 * USECS_PER_MINUTE)
+#define RATE_WINDOWS	13		/* the current one and the twelve before */
+
+extern void counter_lock(const Subject *subject, int exclusive);
+extern void counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
+						 Usage usage[NUM_PERIODS]);
+extern void counter_read_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
+							  int64 calls[RATE_WINDOWS]);
+
+/* ---- ledger.c: how rows are written and found ---- */
+
+typedef enum LedgerKind
+{
+	LEDGER_AUTHORIZE,
+	LEDGER_USAGE,
+	LEDGER_ADJUSTMENT
+} LedgerKind;
+
+typedef struct LedgerRow
+{
+	pg_uuid_t	id;				/* made by ledger_append */
+	TimestampTz ts;
+	LedgerKind	kind;
+	const char *agent_id;
+	const char *user_id;
+	const char *tenant_id;
+	const char *action;
+	const char *resource;
+	Jsonb	   *arguments;
+	inet	   *ip;
+	const char *result;
+	const char *code;
+	const char *reason;
+	int64		permission_id;	/* 0 for none */
+	const char *policy_id;
+	OptionalInt64 tokens_requested;
+	OptionalInt64 min_tokens;
+	OptionalInt64 tokens_released;
+	OptionalInt64 tokens_cost;
+	pg_uuid_t  *settles;
+	const char *request_id;
+	Jsonb	   *metadata;
+
+	bool		own;			/* found: written by this transaction */
+} LedgerRow;
+
+extern void ledger_define_settings(void);
+extern void ledger_append(LedgerRow *row);
+extern LedgerRow *ledger_find(const pg_uuid_t *id);
+extern LedgerRow *ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_id,
+									  TimestampTz ts);
+extern LedgerRow *ledger_find_settlement(const pg_uuid_t *id);
+extern void ledger_lock_request(const char *agent_id, const char *request_id);
+extern void ledger_lock_authorization(const pg_uuid_t *id);
+
+/* ---- lock.c: heavyweight locks of our own ---- */
+
+typedef enum LockClass
+{
+	LOCK_SCOPE,					/* + ScopeKind */
+	LOCK_REQUEST = LOCK_SCOPE + NUM_SCOPES,
+	LOCK_AUTHORIZATION,
+	LOCK_REVOKE,
+	LOCK_PARTITION
+} LockClass;
+
+extern void lock_until_end(int class, const char *id, bool exclusive);
+
+/* ---- permission.c: matching and constraints ---- */
+
+/* A permission that admits the call but for its rate. */
+typedef struct Candidate
+{
+	int64		permission_id;
+	int64		max_calls_per_hour; /* 0 for no limit */
+} Candidate;
+
+/* What of a call permissions look at. */
+typedef struct PermissionRequest
+{
+	const char *action;
+	const char *resource;
+	Jsonb	   *arguments;
+	inet	   *ip;
+	TimestampTz ts;
+} PermissionRequest;
+
+/* The permissions that match, or why there is none. */
+typedef struct PermissionVerdict
+{
+	Candidate  *candidates;		/* in permission_id order */
+	int			ncandidates;
+	bool		rated;			/* whether one of them has a rate per hour */
+	const char *code;			/* when there is none */
+	char	   *reason;
+} PermissionVerdict;
+
+extern PermissionVerdict permission_check(const char *agent_id, const PermissionRequest *request);
+
+/* ---- budget.c: policies to a decision ---- */
+
+/* The limits that bind a subject at a time, and how they stand. */
+typedef struct Budget
+{
+	Subject		subject;
+	TimestampTz ts;
+	BudgetLimit	   *limits;
+	int			nlimits;
+} Budget;
+
+typedef struct BudgetVerdict
+{
+	BudgetLimit	   *refusal;		/* the limit that names the refusal, or NULL */
+	BudgetLimit	   *warning;		/* when admitted: the one that warns, or NULL */
+	OptionalInt64 granted;
+	char	   *reason;
+	TimestampTz retry_at;		/* of a refusal; DT_NOEND for none */
+} BudgetVerdict;
+
+extern void budget_read(Budget *budget, const Subject *subject, TimestampTz ts);
+extern void budget_lock_and_read(Budget *budget, const Subject *subject, TimestampTz ts, bool lock_agent);
+extern BudgetVerdict budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens);
+extern void budget_charge(Budget *budget, int64 tokens, int64 calls);
+extern BudgetLimit *budget_used_up(Budget *budget);
+extern OptionalInt64 budget_remaining(Budget *budget, MeasureKind measure);
+extern const char *refusal_result(PolicyAction action);
+extern Subject agent_subject(const Agent *agent);
+
+#endif							/* KAVACH_H */

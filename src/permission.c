@@ -1,0 +1,547 @@
+/*-------------------------------------------------------------------------
+ * permission.c
+ *		Resource patterns, actions, and the constraints of a permission.
+ *
+ * What is stored was checked by kavach_check_permission when it was granted;
+ * a constraint that cannot be read all the same is an error, so that nothing
+ * is admitted by mistake.
+ *
+ * To add a constraint: a row in constraint_kinds, with how its value is
+ * checked and how it is applied.
+ *-------------------------------------------------------------------------
+ */
+#include "kavach.h"
+
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
+#include "utils/numeric.h"
+
+PG_FUNCTION_INFO_V1(kavach_check_permission);
+
+typedef struct ConstraintKind
+{
+	const char *name;
+	void		(*check) (const char *name, JsonbValue *value);
+	bool		(*holds) (JsonbValue *value, const PermissionRequest *request);
+	const char *code;			/* when it does not hold */
+	const char *reason;
+} ConstraintKind;
+
+static void check_rate(const char *name, JsonbValue *value);
+static void check_globs(const char *name, JsonbValue *value);
+static void check_time_window(const char *name, JsonbValue *value);
+static void check_networks(const char *name, JsonbValue *value);
+static bool arguments_match(JsonbValue *globs, const PermissionRequest *request);
+static bool time_within(JsonbValue *window, const PermissionRequest *request);
+static bool ip_listed(JsonbValue *networks, const PermissionRequest *request);
+
+/* In the order in which they are applied; a rate is for budget time. */
+static const ConstraintKind constraint_kinds[] = {
+	{"allowed_arg_patterns", check_globs, arguments_match, "argument_not_allowed",
+	"an argument does not match allowed_arg_patterns, or there is none"},
+	{"time_window", check_time_window, time_within, "outside_time_window",
+	"the time is outside time_window"},
+	{"ip_allowlist", check_networks, ip_listed, "ip_not_allowed",
+	"the ip is not in ip_allowlist, or there is none"},
+	{"max_calls_per_hour", check_rate, NULL, NULL, NULL},
+};
+
+/* ---- JSON helpers ---- */
+
+static bool
+string_is(const JsonbValue *value, const char *text)
+{
+	return value->val.string.len == (int) strlen(text) &&
+		memcmp(value->val.string.val, text, value->val.string.len) == 0;
+}
+
+static char *
+string_of(const JsonbValue *value)
+{
+	return pnstrdup(value->val.string.val, value->val.string.len);
+}
+
+static JsonbValue *
+member_of(JsonbContainer *object, const char *name)
+{
+	JsonbValue	key;
+
+	key.type = jbvString;
+	key.val.string.val = unconstify(char *, name);
+	key.val.string.len = strlen(name);
+	return findJsonbValueFromContainer(object, JB_FOBJECT, &key);
+}
+
+static void
+refuse_value(const char *name, const char *expected)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value of constraint \"%s\"", name),
+			 errdetail("It must be %s.", expected)));
+}
+
+/* The strings of a list, one call each: stops at the first NULL. */
+typedef struct StringList
+{
+	JsonbIterator *iterator;
+} StringList;
+
+static StringList
+strings_of(JsonbValue *list, const char *name, const char *expected)
+{
+	StringList	strings = {0};
+	JsonbValue	element;
+
+	if (list->type != jbvBinary ||
+		!JsonContainerIsArray(list->val.binary.data) ||
+		JsonContainerIsScalar(list->val.binary.data) ||
+		JsonContainerSize(list->val.binary.data) == 0)
+		refuse_value(name, expected);
+	strings.iterator = JsonbIteratorInit(list->val.binary.data);
+	JsonbIteratorNext(&strings.iterator, &element, true);	/* the array's begin */
+	return strings;
+}
+
+static char *
+next_string(StringList *strings, const char *name, const char *expected)
+{
+	JsonbValue	element;
+
+	if (JsonbIteratorNext(&strings->iterator, &element, true) != WJB_ELEM)
+		return NULL;
+	if (element.type != jbvString)
+		refuse_value(name, expected);
+	return string_of(&element);
+}
+
+/* ---- max_calls_per_hour ---- */
+
+static int64
+rate_of(const char *name, JsonbValue *value)
+{
+	Numeric		number;
+	int64		rate = 0;
+
+	if (value->type == jbvNumeric)
+	{
+		number = value->val.numeric;
+		if (DatumGetBool(DirectFunctionCall2(numeric_ge, NumericGetDatum(number),
+											 NumericGetDatum(int64_to_numeric(1)))) &&
+			DatumGetBool(DirectFunctionCall2(numeric_le, NumericGetDatum(number),
+											 NumericGetDatum(int64_to_numeric(PG_INT32_MAX)))) &&
+			DatumGetBool(DirectFunctionCall2(numeric_eq, NumericGetDatum(number),
+											 DirectFunctionCall2(numeric_trunc, NumericGetDatum(number),
+																 Int32GetDatum(0)))))
+			rate = DatumGetInt64(DirectFunctionCall1(numeric_int8, NumericGetDatum(number)));
+	}
+	if (rate == 0)
+		refuse_value(name, "a whole number from 1 to 2147483647");
+	return rate;
+}
+
+static void
+check_rate(const char *name, JsonbValue *value)
+{
+	(void) rate_of(name, value);
+}
+
+/* ---- allowed_arg_patterns ---- */
+
+#define GLOBS_EXPECTED "a list of patterns, with * for any text and ? for any character"
+
+static void
+check_globs(const char *name, JsonbValue *value)
+{
+	StringList	globs = strings_of(value, name, GLOBS_EXPECTED);
+	char	   *glob;
+
+	while ((glob = next_string(&globs, name, GLOBS_EXPECTED)) != NULL)
+		if (glob[0] != '\0' && glob[strlen(glob) - 1] == '\\' &&
+			(strlen(glob) < 2 || glob[strlen(glob) - 2] != '\\'))
+			refuse_value(name, "patterns that do not end in a single backslash");
+}
+
+/* A glob as a LIKE pattern: the server matches it in the database's encoding. */
+static text *
+like_pattern(const char *glob)
+{
+	StringInfoData pattern;
+
+	initStringInfo(&pattern);
+	for (const char *c = glob; *c; c++)
+	{
+		if (*c == '*')
+			appendStringInfoChar(&pattern, '%');
+		else if (*c == '?')
+			appendStringInfoChar(&pattern, '_');
+		else if (*c == '\\' && c[1] != '\0')
+		{
+			appendStringInfoChar(&pattern, '\\');
+			appendStringInfoChar(&pattern, *++c);
+		}
+		else
+		{
+			if (*c == '%' || *c == '_')
+				appendStringInfoChar(&pattern, '\\');
+			appendStringInfoChar(&pattern, *c);
+		}
+	}
+	return cstring_to_text_with_len(pattern.data, pattern.len);
+}
+
+static bool
+matches_some_glob(const JsonbValue *string, JsonbValue *globs)
+{
+	StringList	list = strings_of(globs, "allowed_arg_patterns", GLOBS_EXPECTED);
+	Datum		value = PointerGetDatum(cstring_to_text_with_len(string->val.string.val,
+																 string->val.string.len));
+	char	   *glob;
+
+	while ((glob = next_string(&list, "allowed_arg_patterns", GLOBS_EXPECTED)) != NULL)
+		if (DatumGetBool(DirectFunctionCall2Coll(textlike, C_COLLATION_OID, value,
+												 PointerGetDatum(like_pattern(glob)))))
+			return true;
+	return false;
+}
+
+/* Every string in the arguments, however deep, matches a pattern. */
+static bool
+arguments_match(JsonbValue *globs, const PermissionRequest *request)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (request->arguments == NULL || JB_ROOT_COUNT(request->arguments) == 0)
+		return false;
+	iterator = JsonbIteratorInit(&request->arguments->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+		if ((token == WJB_VALUE || token == WJB_ELEM) && value.type == jbvString &&
+			!matches_some_glob(&value, globs))
+			return false;
+	return true;
+}
+
+/* ---- time_window ---- */
+
+#define WINDOW_EXPECTED "{\"start\": \"HH:MM\", \"end\": \"HH:MM\"} in UTC, two different times"
+
+/* "HH:MM" or "HH:MM:SS" as microseconds of the day; -1 if it is neither. */
+static TimeADT
+time_of_day(JsonbValue *value)
+{
+	static const char *const shape = "dd:dd:dd";
+	char	   *text;
+	int			length;
+
+	if (value == NULL || value->type != jbvString)
+		return -1;
+	text = string_of(value);
+	length = strlen(text);
+	if (length != 5 && length != 8)
+		return -1;
+	for (int i = 0; i < length; i++)
+		if (shape[i] == 'd' ? (text[i] < '0' || text[i] > '9') : text[i] != shape[i])
+			return -1;
+	return DatumGetTimeADT(DirectFunctionCall3(time_in, CStringGetDatum(text),
+											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
+}
+
+static void
+read_time_window(JsonbValue *window, TimeADT *start, TimeADT *end)
+{
+	if (window->type != jbvBinary || !JsonContainerIsObject(window->val.binary.data) ||
+		JsonContainerSize(window->val.binary.data) != 2 ||
+		(*start = time_of_day(member_of(window->val.binary.data, "start"))) < 0 ||
+		(*end = time_of_day(member_of(window->val.binary.data, "end"))) < 0 ||
+		*start == *end)
+		refuse_value("time_window", WINDOW_EXPECTED);
+}
+
+static void
+check_time_window(const char *name, JsonbValue *value)
+{
+	TimeADT		start,
+				end;
+
+	read_time_window(value, &start, &end);
+}
+
+/* From start on and before end; a window that ends before it starts crosses midnight. */
+static bool
+time_within(JsonbValue *window, const PermissionRequest *request)
+{
+	TimeADT		start,
+				end;
+	TimeADT		now = request->ts - period_start(PERIOD_DAY, request->ts);
+
+	read_time_window(window, &start, &end);
+	return start < end ? (now >= start && now < end) : (now >= start || now < end);
+}
+
+/* ---- ip_allowlist ---- */
+
+#define NETWORKS_EXPECTED "a list of networks in CIDR notation, such as \"10.0.0.0/8\" or \"2001:db8::/32\""
+
+static Datum
+network_of(const char *text)
+{
+	return DirectFunctionCall1(cidr_in, CStringGetDatum(text));
+}
+
+static void
+check_networks(const char *name, JsonbValue *value)
+{
+	StringList	networks = strings_of(value, name, NETWORKS_EXPECTED);
+	char	   *network;
+
+	while ((network = next_string(&networks, name, NETWORKS_EXPECTED)) != NULL)
+		(void) network_of(network);
+}
+
+static bool
+ip_listed(JsonbValue *value, const PermissionRequest *request)
+{
+	StringList	networks = strings_of(value, "ip_allowlist", NETWORKS_EXPECTED);
+	char	   *network;
+
+	if (request->ip == NULL)
+		return false;
+	while ((network = next_string(&networks, "ip_allowlist", NETWORKS_EXPECTED)) != NULL)
+		if (DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(request->ip), network_of(network))))
+			return true;
+	return false;
+}
+
+/* ---- patterns and actions ---- */
+
+static bool
+segment_is(const char *segment, int length, const char *text)
+{
+	return length == (int) strlen(text) && memcmp(segment, text, length) == 0;
+}
+
+/*
+ * Segment by segment: * is one, whatever it holds; ** comes last (checked when
+ * granted) and is all that is left, at least one; * alone is everything.
+ */
+static bool
+resource_matches(const char *pattern, const char *resource)
+{
+	if (strcmp(pattern, "*") == 0)
+		return true;
+	for (;;)
+	{
+		int			plen = strcspn(pattern, ":");
+		int			rlen = strcspn(resource, ":");
+
+		if (segment_is(pattern, plen, "**"))
+			return true;
+		if (!segment_is(pattern, plen, "*") &&
+			(plen != rlen || memcmp(pattern, resource, plen) != 0))
+			return false;
+		pattern += plen;
+		resource += rlen;
+		if (*pattern != *resource)
+			return false;		/* one of them has ended */
+		if (*pattern == '\0')
+			return true;
+		pattern++;
+		resource++;
+	}
+}
+
+static void
+check_resource(const char *pattern)
+{
+	for (const char *segment = pattern;;)
+	{
+		int			length = strcspn(segment, ":");
+		bool		last = segment[length] == '\0';
+
+		if (memchr(segment, '*', length) != NULL &&
+			!segment_is(segment, length, "*") &&
+			!(last && segment_is(segment, length, "**")))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid resource pattern \"%s\"", pattern),
+					 errdetail("A segment is literal or \"*\"; \"**\" can only be the last one."),
+					 errhint("Write mcp:openai:* for one segment, or mcp:openai:** for any depth.")));
+		if (last)
+			return;
+		segment += length + 1;
+	}
+}
+
+static bool
+action_listed(ArrayType *actions, const char *action)
+{
+	Datum	   *elements;
+	int			count;
+
+	deconstruct_array(actions, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &count);
+	for (int i = 0; i < count; i++)
+	{
+		char	   *element = TextDatumGetCString(elements[i]);
+
+		if (strcmp(element, "*") == 0 || strcmp(element, action) == 0)
+			return true;
+	}
+	return false;
+}
+
+static void
+check_actions(ArrayType *actions)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+
+	deconstruct_array(actions, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &count);
+	if (count == 0 || ARR_NDIM(actions) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("actions must be a list of at least one action"),
+				 errhint("Write ARRAY['execute'], or ARRAY['*'] for any action.")));
+	for (int i = 0; i < count; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("actions must not contain NULL")));
+		check_id(TextDatumGetCString(elements[i]), "action");
+	}
+}
+
+static void
+check_constraints(Jsonb *constraints)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&constraints->root);
+	JsonbIteratorToken token;
+	JsonbValue	key,
+				value;
+
+	JsonbIteratorNext(&iterator, &value, true); /* the object's begin */
+	while ((token = JsonbIteratorNext(&iterator, &key, true)) == WJB_KEY)
+	{
+		int			i = 0;
+
+		JsonbIteratorNext(&iterator, &value, true);
+		while (i < (int) lengthof(constraint_kinds) && !string_is(&key, constraint_kinds[i].name))
+			i++;
+		if (i == lengthof(constraint_kinds))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unrecognized constraint \"%s\"", string_of(&key)),
+					 errdetail("Valid constraints are max_calls_per_hour, allowed_arg_patterns, time_window and ip_allowlist.")));
+		constraint_kinds[i].check(constraint_kinds[i].name, &value);
+	}
+}
+
+/* SQL: kavach.check_permission(resource, actions, constraints) */
+Datum
+kavach_check_permission(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"resource", "actions", "constraints"};
+
+	for (int i = 0; i < (int) lengthof(names); i++)
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("%s must not be NULL", names[i])));
+	check_resource(required_text_arg(fcinfo, 0, names[0], MAX_RESOURCE_BYTES));
+	check_actions(PG_GETARG_ARRAYTYPE_P(1));
+	check_constraints(object_arg(fcinfo, 2, names[2]));
+	PG_RETURN_BOOL(true);
+}
+
+/* ---- the decision ---- */
+
+/* The constraint that does not hold, or NULL. */
+static const ConstraintKind *
+failing_constraint(const Permission *permission, const PermissionRequest *request)
+{
+	for (int i = 0; i < (int) lengthof(constraint_kinds); i++)
+	{
+		const ConstraintKind *kind = &constraint_kinds[i];
+		JsonbValue *value;
+
+		if (kind->holds == NULL)
+			continue;
+		value = member_of(&permission->constraints->root, kind->name);
+		if (value != NULL && !kind->holds(value, request))
+			return kind;
+	}
+	return NULL;
+}
+
+static int64
+max_calls_per_hour(const Permission *permission)
+{
+	JsonbValue *value = member_of(&permission->constraints->root, "max_calls_per_hour");
+
+	return value == NULL ? 0 : rate_of("max_calls_per_hour", value);
+}
+
+static char *
+denied_reason(const char *agent_id, const PermissionRequest *request, int npermissions)
+{
+	char	   *grant = psprintf("SELECT kavach_grant_permission(%s, %s, ARRAY[%s])",
+								 quote_literal_cstr(agent_id),
+								 quote_literal_cstr(request->resource),
+								 quote_literal_cstr(request->action));
+
+	if (npermissions == 0)
+		return psprintf("the agent has no permission at all; to grant one: %s", grant);
+	return psprintf("none of the agent's %d permissions allows this action on this resource; to allow it: %s",
+					npermissions, grant);
+}
+
+/*
+ * The permissions that match and whose constraints hold, but for the rate per
+ * hour, which is looked at when budgets are.  If none is left, the first
+ * matching one says why.
+ */
+PermissionVerdict
+permission_check(const char *agent_id, const PermissionRequest *request)
+{
+	PermissionVerdict verdict = {0};
+	int			count;
+	Permission *permissions = catalog_permissions(agent_id, &count);
+
+	verdict.candidates = palloc(sizeof(Candidate) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+	{
+		Permission *permission = &permissions[i];
+		const ConstraintKind *failing;
+
+		if (!resource_matches(permission->resource, request->resource) ||
+			!action_listed(permission->actions, request->action))
+			continue;
+		failing = failing_constraint(permission, request);
+		if (failing == NULL)
+		{
+			Candidate  *candidate = &verdict.candidates[verdict.ncandidates++];
+
+			candidate->permission_id = permission->permission_id;
+			candidate->max_calls_per_hour = max_calls_per_hour(permission);
+			verdict.rated |= candidate->max_calls_per_hour > 0;
+		}
+		else if (verdict.code == NULL)
+		{
+			verdict.code = failing->code;
+			verdict.reason = psprintf("%s of permission %lld", failing->reason,
+									  (long long) permission->permission_id);
+		}
+	}
+	if (verdict.ncandidates == 0 && verdict.code == NULL)
+	{
+		verdict.code = "permission_denied";
+		verdict.reason = denied_reason(agent_id, request, count);
+	}
+	return verdict;
+}

@@ -1,0 +1,182 @@
+/*-------------------------------------------------------------------------
+ * query.c
+ *		Runs SQL with the rights of the extension's owner.
+ *
+ * Callers need EXECUTE on the verbs and nothing else: between query_begin and
+ * query_end the backend acts as the owner of the ledger, with a search_path of
+ * pg_catalog alone, and every name is schema-qualified besides.  An error in
+ * between needs no clean-up: the end of the (sub)transaction puts user and
+ * settings back.
+ *
+ * Reads use the latest snapshot whatever the isolation level, as the locks of
+ * lock.c ask for: what has committed before the lock was granted must be seen.
+ *
+ * SPI leaves its own memory context behind; everything here returns in the
+ * caller's, so that results live as long as the call.
+ *-------------------------------------------------------------------------
+ */
+#include "kavach.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+static Oid
+ledger_owner(void)
+{
+	Oid			relid = get_relname_relid("audit_log", get_namespace_oid("kavach", false));
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the ledger kavach.audit_log does not exist"),
+				 errhint("Create the extension in this database: CREATE EXTENSION kavach.")));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+void
+query_begin(OwnerRights *saved)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid			owner = ledger_owner();
+
+	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
+	SetUserIdAndSecContext(owner, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	saved->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	MemoryContextSwitchTo(context);
+}
+
+void
+query_end(OwnerRights *saved)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	SPI_finish();
+	MemoryContextSwitchTo(context);
+	AtEOXact_GUC(false, saved->guc_level);
+	SetUserIdAndSecContext(saved->user, saved->sec_context);
+}
+
+/*
+ * A generic plan: the ledger's partitions are pruned when it starts, whereas a
+ * custom plan would be made anew for every call.
+ */
+static SPIPlanPtr
+prepared(Statement *statement)
+{
+	if (statement->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare_cursor(statement->sql, statement->nargs, statement->argtypes,
+											  CURSOR_OPT_GENERIC_PLAN);
+
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "SPI_keepplan failed");
+		statement->plan = plan;
+	}
+	return statement->plan;
+}
+
+static void
+run(Statement *statement, Datum *values, const char *nulls, bool read_only)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = prepared(statement);
+	int			result;
+
+	CommandCounterIncrement();
+	result = SPI_execute_snapshot(plan, values, nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  read_only, true, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+}
+
+/*
+ * Runs a SELECT and returns the number of rows, which query_text and its
+ * siblings read until the next query.
+ */
+uint64
+query_select(Statement *statement, Datum *values, const char *nulls)
+{
+	run(statement, values, nulls, true);
+	return SPI_processed;
+}
+
+/* Runs an INSERT or UPDATE. */
+void
+query_execute(Statement *statement, Datum *values, const char *nulls)
+{
+	run(statement, values, nulls, false);
+}
+
+/* Runs a utility statement. */
+void
+query_utility(const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			result = SPI_execute(sql, false, 0);
+
+	if (result < 0)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(result));
+	MemoryContextSwitchTo(context);
+}
+
+/* A value of the last result; columns count from 1, by-reference ones are copied. */
+Datum
+query_datum(uint64 row, int column, bool *isnull)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	Form_pg_attribute attr = TupleDescAttr(desc, column - 1);
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], desc, column, isnull);
+
+	if (*isnull)
+		return (Datum) 0;
+	if (attr->attlen == -1)
+		return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+	return datumCopy(value, attr->attbyval, attr->attlen);
+}
+
+char *
+query_text(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+OptionalInt64
+query_int64(uint64 row, int column)
+{
+	OptionalInt64 result = {0};
+	bool		isnull;
+	Datum		value = query_datum(row, column, &isnull);
+
+	if (!isnull)
+	{
+		result.given = true;
+		result.value = DatumGetInt64(value);
+	}
+	return result;
+}

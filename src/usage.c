@@ -1,0 +1,344 @@
+/*-------------------------------------------------------------------------
+ * usage.c
+ *		kavach_record_usage and kavach_adjust: what was spent, and corrections.
+ *
+ * Tokens that are spent are gone, so that usage is recorded past a limit and
+ * for a revoked agent.  A usage row that settles an authorization charges the
+ * difference to that authorization's user and tenant, in the windows of now:
+ * closed months never change.
+ *-------------------------------------------------------------------------
+ */
+#include "kavach.h"
+
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(kavach_record_usage);
+PG_FUNCTION_INFO_V1(kavach_adjust);
+
+/* What the caller reports. */
+typedef struct Report
+{
+	const char *agent_id;
+	int64		tokens;
+	pg_uuid_t  *audit_id;
+	const char *request_id;
+	Jsonb	   *metadata;
+	TimestampTz ts;
+} Report;
+
+/* What it is answered. */
+typedef struct Receipt
+{
+	pg_uuid_t	usage_id;
+	int64		charged;
+	const char *code;
+	const char *policy_id;
+	OptionalInt64 tokens_remaining;
+	OptionalInt64 calls_remaining;
+} Receipt;
+
+static bool
+same_id(const pg_uuid_t *a, const pg_uuid_t *b)
+{
+	return a != NULL && b != NULL && memcmp(a->data, b->data, UUID_LEN) == 0;
+}
+
+static char *
+id_text(const pg_uuid_t *id)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+}
+
+static Agent *
+known_agent(const char *agent_id)
+{
+	Agent	   *agent = catalog_agent(agent_id);
+
+	if (agent == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("agent \"%s\" does not exist", agent_id),
+				 errhint("Create it with kavach_create_agent().")));
+	return agent;
+}
+
+/* ---- what was recorded before ---- */
+
+static void
+check_same_report(const Report *report, const LedgerRow *first)
+{
+	if (first->tokens_requested.value != report->tokens)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("usage was recorded before with another figure"),
+				 errdetail("Recorded were %lld tokens, reported are %lld now.",
+						   (long long) first->tokens_requested.value, (long long) report->tokens),
+				 errhint("A retry repeats the call as it was; correct a bill with kavach_adjust().")));
+}
+
+/* The usage row that this request_id stands for, or NULL. */
+static LedgerRow *
+find_repeated(const Report *report)
+{
+	LedgerRow  *first = ledger_find_request(LEDGER_USAGE, report->agent_id, report->request_id, report->ts);
+
+	if (first == NULL)
+		return NULL;
+	check_same_report(report, first);
+	if (report->audit_id != NULL && !same_id(report->audit_id, first->settles))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("request_id \"%s\" does not belong to audit_id %s",
+						report->request_id, id_text(report->audit_id)),
+				 errhint("One of the two is enough.")));
+	return first;
+}
+
+/* ---- the authorization to settle ---- */
+
+static void
+check_authorization(const Report *report, const LedgerRow *authorization)
+{
+	if (authorization == NULL || authorization->kind != LEDGER_AUTHORIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no authorization %s", id_text(report->audit_id)),
+				 errhint("Pass the audit_id that kavach_authorize() answered.")));
+	if (strcmp(authorization->agent_id, report->agent_id) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("authorization %s is another agent's", id_text(report->audit_id)),
+				 errhint("Pass the agent_id that it was made with.")));
+	if (strcmp(authorization->result, "allowed") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("authorization %s was refused", id_text(report->audit_id)),
+				 errdetail("Its code is %s.", authorization->code),
+				 errhint("Record usage that had no authorization without audit_id.")));
+	if (report->request_id != NULL &&
+		(authorization->request_id == NULL || strcmp(authorization->request_id, report->request_id) != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("request_id \"%s\" does not belong to audit_id %s",
+						report->request_id, id_text(report->audit_id)),
+				 errhint("One of the two is enough.")));
+}
+
+/*
+ * The authorization that the report is about, locked against other
+ * settlements; NULL for usage that had none.
+ */
+static LedgerRow *
+find_authorization(Report *report)
+{
+	LedgerRow  *authorization;
+
+	if (report->audit_id == NULL && report->request_id != NULL)
+	{
+		authorization = ledger_find_request(LEDGER_AUTHORIZE, report->agent_id, report->request_id, report->ts);
+		if (authorization != NULL)
+			report->audit_id = &authorization->id;
+	}
+	if (report->audit_id == NULL)
+		return NULL;
+
+	ledger_lock_authorization(report->audit_id);
+	authorization = ledger_find(report->audit_id);
+	check_authorization(report, authorization);
+	return authorization;
+}
+
+static void
+warn_if_undecided(const LedgerRow *authorization)
+{
+	if (authorization->own)
+		ereport(WARNING,
+				(errmsg("usage is recorded in the transaction that made its authorization"),
+				 errdetail("The model was called before the decision was committed: were the transaction rolled back, the call would be neither decided nor billed."),
+				 errhint("Use autocommit, or commit between kavach_authorize() and the model call.")));
+}
+
+/* ---- charging ---- */
+
+static void
+tell_remaining(Receipt *receipt, Budget *budget)
+{
+	receipt->tokens_remaining = budget_remaining(budget, MEASURE_TOKENS);
+	receipt->calls_remaining = budget_remaining(budget, MEASURE_CALLS);
+}
+
+/* The first answer again, but for what remains now. */
+static Receipt
+repeat_receipt(const LedgerRow *first, TimestampTz ts)
+{
+	Receipt		receipt = {
+		.usage_id = first->id,
+		.charged = first->tokens_cost.value,
+		.code = first->code,
+		.policy_id = first->policy_id,
+	};
+	Subject		subject = {{first->agent_id, first->user_id, first->tenant_id, NULL}};
+	Budget		budget;
+
+	budget_read(&budget, &subject, ts);
+	tell_remaining(&receipt, &budget);
+	return receipt;
+}
+
+/* Charges a row to its agent, user and tenant, and writes it. */
+static Receipt
+charge_row(LedgerRow *row)
+{
+	Receipt		receipt = {.charged = row->tokens_cost.value};
+	Subject		subject = {{row->agent_id, row->user_id, row->tenant_id, NULL}};
+	Budget		budget;
+	BudgetLimit	   *used_up;
+
+	budget_lock_and_read(&budget, &subject, row->ts, false);
+	budget_charge(&budget, row->tokens_cost.value, 0);
+	used_up = budget_used_up(&budget);
+	receipt.code = used_up ? "over_budget" : "recorded";
+	receipt.policy_id = used_up ? used_up->policy_id : NULL;
+	tell_remaining(&receipt, &budget);
+
+	row->result = "allowed";
+	row->code = receipt.code;
+	row->policy_id = receipt.policy_id;
+	ledger_append(row);
+	receipt.usage_id = row->id;
+	return receipt;
+}
+
+/* ---- recording ---- */
+
+static Receipt
+settle(const Report *report, const LedgerRow *authorization)
+{
+	LedgerRow  *first = ledger_find_settlement(&authorization->id);
+	int64		released = authorization->tokens_cost.value;	/* 0 where it had no cost */
+	LedgerRow	row = {
+		.ts = report->ts,
+		.kind = LEDGER_USAGE,
+		.agent_id = authorization->agent_id,
+		.user_id = authorization->user_id,
+		.tenant_id = authorization->tenant_id,
+		.tokens_requested = {true, report->tokens},
+		.tokens_released = {true, released},
+		.tokens_cost = {true, report->tokens - released},
+		.settles = unconstify(pg_uuid_t *, &authorization->id),
+		.request_id = report->request_id,
+		.metadata = report->metadata,
+	};
+
+	if (first != NULL)
+	{
+		check_same_report(report, first);
+		return repeat_receipt(first, report->ts);
+	}
+	warn_if_undecided(authorization);
+	return charge_row(&row);
+}
+
+static Receipt
+record(Report *report)
+{
+	Agent	   *agent = known_agent(report->agent_id);
+	LedgerRow  *authorization;
+	LedgerRow	row = {
+		.ts = report->ts,
+		.kind = LEDGER_USAGE,
+		.agent_id = report->agent_id,
+		.user_id = agent->user_id,
+		.tenant_id = agent->tenant_id,
+		.tokens_requested = {true, report->tokens},
+		.tokens_cost = {true, report->tokens},
+		.request_id = report->request_id,
+		.metadata = report->metadata,
+	};
+
+	if (report->request_id != NULL)
+	{
+		LedgerRow  *first;
+
+		ledger_lock_request(report->agent_id, report->request_id);
+		first = find_repeated(report);
+		if (first != NULL)
+			return repeat_receipt(first, report->ts);
+	}
+	authorization = find_authorization(report);
+	return authorization ? settle(report, authorization) : charge_row(&row);
+}
+
+/* SQL: kavach_record_usage(…) */
+Datum
+kavach_record_usage(PG_FUNCTION_ARGS)
+{
+	Report		report = {
+		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
+		.tokens = required_count_arg(fcinfo, 1, "tokens_cost"),
+		.audit_id = PG_ARGISNULL(2) ? NULL : PG_GETARG_UUID_P(2),
+		.request_id = optional_id_arg(fcinfo, 3, "request_id"),
+		.metadata = object_arg(fcinfo, 4, "metadata"),
+		.ts = clock_now(),
+	};
+	TupleDesc	desc = answer_desc(fcinfo);
+	OwnerRights owner;
+	Receipt		receipt;
+	Datum		values[6];
+	bool		nulls[6] = {false};
+
+	PreventCommandIfReadOnly("kavach_record_usage()");
+	PreventCommandIfParallelMode("kavach_record_usage()");
+
+	query_begin(&owner);
+	receipt = record(&report);
+	query_end(&owner);
+
+	values[0] = UUIDPGetDatum(&receipt.usage_id);
+	values[1] = Int64GetDatum(receipt.charged);
+	values[2] = CStringGetTextDatum(receipt.code);
+	values[3] = text_or_null(receipt.policy_id, &nulls[3]);
+	values[4] = number_or_null(receipt.tokens_remaining, &nulls[4]);
+	values[5] = number_or_null(receipt.calls_remaining, &nulls[5]);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/* SQL: kavach_adjust(agent_id, tokens, reason) */
+Datum
+kavach_adjust(PG_FUNCTION_ARGS)
+{
+	char	   *agent_id = required_id_arg(fcinfo, 0, "agent_id");
+	int64		tokens = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
+	char	   *reason = required_text_arg(fcinfo, 2, "reason", MAX_RESOURCE_BYTES);
+	OwnerRights owner;
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+	LedgerRow	row = {
+		.ts = clock_now(),
+		.kind = LEDGER_ADJUSTMENT,
+		.agent_id = agent_id,
+		.reason = reason,
+		.tokens_requested = {true, tokens},
+		.tokens_cost = {true, tokens},
+	};
+	Agent	   *agent;
+
+	PreventCommandIfReadOnly("kavach_adjust()");
+	PreventCommandIfParallelMode("kavach_adjust()");
+	if (tokens == 0)
+		ereport(ERROR,
+				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("tokens must not be NULL or 0"),
+				 errhint("A charge is positive, a credit negative.")));
+
+	query_begin(&owner);
+	agent = known_agent(agent_id);
+	row.user_id = agent->user_id;
+	row.tenant_id = agent->tenant_id;
+	*id = charge_row(&row).usage_id;
+	query_end(&owner);
+	PG_RETURN_UUID_P(id);
+}
