@@ -111,20 +111,24 @@ budget_read(Budget *budget, const Subject *subject, TimestampTz ts)
 void
 budget_lock_and_read(Budget *budget, const Subject *subject, TimestampTz ts, bool lock_agent)
 {
-	int			locked = 0;
-	int			needed = lock_agent ? SCOPE_BIT(SCOPE_AGENT) : 0;
+	int			agent = lock_agent ? SCOPE_BIT(SCOPE_AGENT) : 0;
+	int			needed;
 
 	budget->subject = *subject;
 	budget->ts = ts;
 	budget->limits = catalog_limits(subject, &budget->nlimits);
-	needed |= limited_scopes(budget);
-	do
+	needed = agent | limited_scopes(budget);
+	for (;;)
 	{
-		counter_lock(subject, needed);
-		locked = needed;
+		int			locked = needed;
+
+		counter_lock(subject, locked);
 		budget->limits = catalog_limits(subject, &budget->nlimits);
-		needed |= limited_scopes(budget);
-	} while (needed != locked);
+		needed = agent | limited_scopes(budget);
+		if ((needed & ~locked) == 0)
+			break;
+		counter_unlock(subject, locked);
+	}
 	read_usage(budget);
 }
 

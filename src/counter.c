@@ -43,6 +43,19 @@ scope_named(const char *name)
 	return 0;					/* keep compiler quiet */
 }
 
+/* Does one thing with the locks of a call's scopes, from all to agent. */
+static void
+for_each_lock(const Subject *subject, int exclusive, void (*action) (int class, const char *id, bool exclusive))
+{
+	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
+	{
+		const char *id = (scope == SCOPE_ALL) ? "" : subject->ids[scope];
+
+		if (id != NULL)
+			action(LOCK_SCOPE + scope, id, exclusive & SCOPE_BIT(scope));
+	}
+}
+
 /*
  * Locks the scopes of a call; "exclusive" has a SCOPE_BIT for each that a
  * limit binds.
@@ -50,13 +63,17 @@ scope_named(const char *name)
 void
 counter_lock(const Subject *subject, int exclusive)
 {
-	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
-	{
-		if (scope == SCOPE_ALL)
-			lock_until_end(LOCK_SCOPE + scope, "", exclusive & SCOPE_BIT(scope));
-		else if (subject->ids[scope] != NULL)
-			lock_until_end(LOCK_SCOPE + scope, subject->ids[scope], exclusive & SCOPE_BIT(scope));
-	}
+	for_each_lock(subject, exclusive, lock_until_end);
+}
+
+/*
+ * Gives the same locks back, so that a call which finds that it needs stronger
+ * ones takes them in order: an upgrade could deadlock with another's.
+ */
+void
+counter_unlock(const Subject *subject, int exclusive)
+{
+	for_each_lock(subject, exclusive, lock_give_back);
 }
 
 /*

@@ -204,6 +204,7 @@ typedef struct Usage
 #define RATE_WINDOWS	13		/* the current one and the twelve before */
 
 extern void counter_lock(const Subject *subject, int exclusive);
+extern void counter_unlock(const Subject *subject, int exclusive);
 extern void counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
 						 Usage usage[NUM_PERIODS]);
 extern void counter_read_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
@@ -267,6 +268,7 @@ typedef enum LockClass
 } LockClass;
 
 extern void lock_until_end(int class, const char *id, bool exclusive);
+extern void lock_give_back(int class, const char *id, bool exclusive);
 
 /* ---- permission.c: matching and constraints ---- */
 

@@ -22,12 +22,8 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 
-/*
- * Waits for the lock on (class, id).  "class" is a LockClass, or LOCK_SCOPE
- * plus a ScopeKind.
- */
-void
-lock_until_end(int class, const char *id, bool exclusive)
+static LOCKTAG
+lock_tag(int class, const char *id)
 {
 	LOCKTAG		tag;
 	uint64		hash = hash_bytes_extended((const unsigned char *) id, strlen(id), 0);
@@ -38,5 +34,29 @@ lock_until_end(int class, const char *id, bool exclusive)
 	tag.locktag_field4 = class;
 	tag.locktag_type = LOCKTAG_USERLOCK;
 	tag.locktag_lockmethodid = USER_LOCKMETHOD;
+	return tag;
+}
+
+/*
+ * Waits for the lock on (class, id).  "class" is a LockClass, or LOCK_SCOPE
+ * plus a ScopeKind.
+ */
+void
+lock_until_end(int class, const char *id, bool exclusive)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+
 	(void) LockAcquire(&tag, exclusive ? ExclusiveLock : ShareLock, false, false);
+}
+
+/*
+ * Gives back what lock_until_end has just taken.  Only for a lock under which
+ * nothing has been decided or written yet.
+ */
+void
+lock_give_back(int class, const char *id, bool exclusive)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+
+	(void) LockRelease(&tag, exclusive ? ExclusiveLock : ShareLock, false);
 }

@@ -41,7 +41,7 @@ static bool ip_listed(JsonbValue *networks, const PermissionRequest *request);
 /* In the order in which they are applied; a rate is for budget time. */
 static const ConstraintKind constraint_kinds[] = {
 	{"allowed_arg_patterns", check_globs, arguments_match, "argument_not_allowed",
-	"an argument does not match allowed_arg_patterns, or there is none"},
+	"an argument matches none of allowed_arg_patterns, or there are no arguments"},
 	{"time_window", check_time_window, time_within, "outside_time_window",
 	"the time is outside time_window"},
 	{"ip_allowlist", check_networks, ip_listed, "ip_not_allowed",
@@ -160,9 +160,14 @@ check_globs(const char *name, JsonbValue *value)
 	char	   *glob;
 
 	while ((glob = next_string(&globs, name, GLOBS_EXPECTED)) != NULL)
-		if (glob[0] != '\0' && glob[strlen(glob) - 1] == '\\' &&
-			(strlen(glob) < 2 || glob[strlen(glob) - 2] != '\\'))
-			refuse_value(name, "patterns that do not end in a single backslash");
+	{
+		int			backslashes = 0;
+
+		while (backslashes < (int) strlen(glob) && glob[strlen(glob) - 1 - backslashes] == '\\')
+			backslashes++;
+		if (backslashes % 2 != 0)
+			refuse_value(name, "a list of patterns in which every backslash is followed by what it quotes");
+	}
 }
 
 /* A glob as a LIKE pattern: the server matches it in the database's encoding. */
@@ -258,7 +263,7 @@ read_time_window(JsonbValue *window, TimeADT *start, TimeADT *end)
 		JsonContainerSize(window->val.binary.data) != 2 ||
 		(*start = time_of_day(member_of(window->val.binary.data, "start"))) < 0 ||
 		(*end = time_of_day(member_of(window->val.binary.data, "end"))) < 0 ||
-		*start == *end)
+		*start == *end || *start == USECS_PER_DAY)
 		refuse_value("time_window", WINDOW_EXPECTED);
 }
 
@@ -287,9 +292,15 @@ time_within(JsonbValue *window, const PermissionRequest *request)
 
 #define NETWORKS_EXPECTED "a list of networks in CIDR notation, such as \"10.0.0.0/8\" or \"2001:db8::/32\""
 
+/*
+ * cidr takes "10" for 10.0.0.0/8; inet does not, and so a mistyped address
+ * opens no network.
+ */
 static Datum
 network_of(const char *text)
 {
+	if (strchr(text, '/') == NULL)
+		(void) DirectFunctionCall1(inet_in, CStringGetDatum(text));
 	return DirectFunctionCall1(cidr_in, CStringGetDatum(text));
 }
 
@@ -534,8 +545,8 @@ permission_check(const char *agent_id, const PermissionRequest *request)
 		else if (verdict.code == NULL)
 		{
 			verdict.code = failing->code;
-			verdict.reason = psprintf("%s of permission %lld", failing->reason,
-									  (long long) permission->permission_id);
+			verdict.reason = psprintf("permission %lld: %s",
+									  (long long) permission->permission_id, failing->reason);
 		}
 	}
 	if (verdict.ncandidates == 0 && verdict.code == NULL)
