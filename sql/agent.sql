@@ -11,13 +11,13 @@ CREATE TABLE kavach.agent (
   status_changed_at timestamptz,
   expires_at        timestamptz,
   metadata          jsonb NOT NULL DEFAULT '{}',
-  created_at        timestamptz NOT NULL DEFAULT now()
+  created_at        timestamptz NOT NULL DEFAULT kavach.clock_now()
 );
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.agent', '');
 
 COMMENT ON TABLE kavach.agent IS 'Agents: who may call at all. Written by kavach_create_agent and its siblings.';
-COMMENT ON COLUMN kavach.agent.agent_id IS 'The agent''s id: agt_… where kavach made it, at most 255 bytes.';
+COMMENT ON COLUMN kavach.agent.agent_id IS 'The agent''s id: agt_... where kavach made it, at most 255 bytes.';
 COMMENT ON COLUMN kavach.agent.user_id IS 'Its owner, in the application''s own terms: the user that its calls are billed to.';
 COMMENT ON COLUMN kavach.agent.tenant_id IS 'The tenant that its calls are billed to; NULL for none.';
 COMMENT ON COLUMN kavach.agent.name IS 'A name for people.';
@@ -83,8 +83,8 @@ $$;
 
 COMMENT ON FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) IS
 'Creates an agent and returns its id.
-agent_id: NULL makes one (agt_…); user_id: required, its owner; tenant_id, name: optional;
-permissions: [{"resource": …, "actions": […], "constraints": {…}}], as for kavach_grant_permission;
+agent_id: NULL makes one (agt_...); user_id: required, its owner; tenant_id, name: optional;
+permissions: [{"resource": ..., "actions": [...], "constraints": {...}}], as for kavach_grant_permission;
 expires_at: from then on its calls are refused; metadata: a JSON object.
 Errors: 22004, 22023, 22001 bad input; 23505 the id is taken.';
 

@@ -1,5 +1,5 @@
 -- export.sql
---   The ledger for other systems, through COPY (SELECT …) TO ….
+--   The ledger for other systems, through COPY (SELECT ...) TO ....
 --   Inlined as the reports are: rows stream, whatever their number.
 
 CREATE FUNCTION kavach_export(
@@ -26,7 +26,7 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION kavach_export(timestamptz, timestamptz) IS
-'The ledger''s rows from since (inclusive) to until (exclusive) for COPY (SELECT * FROM kavach_export(…)) TO … (FORMAT csv, HEADER); NULL for no bound.
+'The ledger''s rows from since (inclusive) to until (exclusive) for COPY (SELECT * FROM kavach_export(...)) TO ... (FORMAT csv, HEADER); NULL for no bound.
 The columns are those of kavach.audit_log; ts is ISO 8601 UTC text whatever TimeZone and DateStyle. Rows come in no particular order: add ORDER BY id where it matters.
 Errors: 22023 where since is after until.';
 
@@ -41,5 +41,5 @@ END;
 
 COMMENT ON FUNCTION kavach_export_json(timestamptz, timestamptz) IS
 'As kavach_export, one JSON object a row. COPY''s text format doubles backslashes; what keeps JSON lines whole is
-COPY (SELECT * FROM kavach_export_json(…)) TO … (FORMAT csv, QUOTE E''\x01'', DELIMITER E''\x02''), as JSON has neither of the two.
+COPY (SELECT * FROM kavach_export_json(...)) TO ... (FORMAT csv, QUOTE E''\x01'', DELIMITER E''\x02''), as JSON has neither of the two.
 Errors: 22023 where since is after until.';

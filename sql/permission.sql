@@ -8,7 +8,7 @@ CREATE TABLE kavach.permission (
   resource      text NOT NULL,
   actions       text[] NOT NULL,
   constraints   jsonb NOT NULL DEFAULT '{}',
-  created_at    timestamptz NOT NULL DEFAULT now()
+  created_at    timestamptz NOT NULL DEFAULT kavach.clock_now()
 );
 
 CREATE INDEX permission_agent_id_idx ON kavach.permission (agent_id, permission_id);
@@ -58,7 +58,7 @@ COMMENT ON FUNCTION kavach_grant_permission(text, text, text[], jsonb) IS
 'Grants a permission and returns its id.
 resource: a colon-separated pattern; a segment is literal or * (exactly one segment), a trailing ** stands for one or more, * alone for everything;
 actions: names, or * for any;
-constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, …], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, …]}.
+constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, ...], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, ...]}.
 Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown agent.';
 
 CREATE FUNCTION kavach_revoke_permission(permission_id bigint)
@@ -94,7 +94,7 @@ BEGIN
   IF jsonb_typeof(permissions) <> 'array' THEN
     RAISE EXCEPTION 'permissions must be a JSON array'
       USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Write [{"resource": …, "actions": […], "constraints": {…}}].';
+            HINT = 'Write [{"resource": ..., "actions": [...], "constraints": {...}}].';
   END IF;
 
   FOR permission IN SELECT * FROM jsonb_array_elements(permissions) LOOP

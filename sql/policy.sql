@@ -9,7 +9,7 @@ CREATE TABLE kavach.budget_policy (
   each       boolean NOT NULL DEFAULT false,
   action     text NOT NULL DEFAULT 'block' CHECK (action IN ('warn', 'throttle', 'block', 'revoke')),
   enabled    boolean NOT NULL DEFAULT true,
-  created_at timestamptz NOT NULL DEFAULT now(),
+  created_at timestamptz NOT NULL DEFAULT kavach.clock_now(),
   CONSTRAINT budget_policy_one_scope CHECK (
     CASE WHEN scope = 'all' THEN subject IS NULL AND NOT each
          ELSE each = (subject IS NULL) END)
@@ -20,7 +20,7 @@ CREATE INDEX budget_policy_scope_idx ON kavach.budget_policy (scope, subject);
 SELECT pg_catalog.pg_extension_config_dump('kavach.budget_policy', '');
 
 COMMENT ON TABLE kavach.budget_policy IS 'Budgets: whom they bind and what happens at the limit. Written by kavach_create_policy and its siblings.';
-COMMENT ON COLUMN kavach.budget_policy.policy_id IS 'pol_…, as callers and the ledger name it.';
+COMMENT ON COLUMN kavach.budget_policy.policy_id IS 'pol_..., as callers and the ledger name it.';
 COMMENT ON COLUMN kavach.budget_policy.scope IS 'agent, user, tenant, or all: one pool for everybody.';
 COMMENT ON COLUMN kavach.budget_policy.subject IS 'The agent, user or tenant; NULL for all, and for an each policy.';
 COMMENT ON COLUMN kavach.budget_policy.each IS 'Whether it is one limit for every subject of the scope separately.';
@@ -200,7 +200,7 @@ END
 $$;
 
 COMMENT ON FUNCTION kavach_create_policy(text, text, text, text, boolean, jsonb, text) IS
-'Creates a budget and returns its id (pol_…). It counts what its window already holds.
+'Creates a budget and returns its id (pol_...). It counts what its window already holds.
 Exactly one scope: agent_id, user_id, tenant_id, each (agent, user or tenant: one limit for every one of them separately) or all_agents => true (one pool);
 limits: {"max_tokens_cost_per_month": 5000}, at least one; keys max_tokens_cost_ or max_calls_ with per_hour, per_day, per_month (UTC) and max_tokens_cost_total, max_calls_total;
 action: warn, throttle, block or revoke.

@@ -43,7 +43,7 @@ check_id(const char *value, const char *name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("user_id must not begin with \"agt_\""),
 				 errdetail("\"%s\" looks like the id of an agent.", value),
-				 errhint("Check the order of the arguments, or pass them by name: user_id => ….")));
+				 errhint("Check the order of the arguments, or pass them by name: user_id => ....")));
 }
 
 char *

@@ -359,7 +359,7 @@ read_call(FunctionCallInfo fcinfo)
 	return call;
 }
 
-/* SQL: kavach_authorize(…) */
+/* SQL: kavach_authorize(...) */
 Datum
 kavach_authorize(PG_FUNCTION_ARGS)
 {
@@ -412,7 +412,7 @@ advise(const char *agent_id, OptionalInt64 cost, TimestampTz ts)
 	return decision;
 }
 
-/* SQL: kavach_check_budget(…) */
+/* SQL: kavach_check_budget(...) */
 Datum
 kavach_check_budget(PG_FUNCTION_ARGS)
 {

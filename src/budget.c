@@ -47,13 +47,13 @@ limited_scopes(const Budget *budget)
  * that was reset.  Without a reset a refund may bring it below 0.
  */
 static int64
-counted(const BudgetLimit *limit, int64 usage, TimestampTz window_start)
+counted(const BudgetLimit *limit)
 {
 	int64		rest;
 
-	if (!limit->has_baseline || limit->baseline_start != window_start)
-		return usage;
-	if (pg_sub_s64_overflow(usage, limit->baseline, &rest))
+	if (!limit->baseline_applies)
+		return limit->usage;
+	if (pg_sub_s64_overflow(limit->usage, limit->baseline, &rest))
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("bigint out of range")));
@@ -78,8 +78,10 @@ read_scope(Budget *budget, ScopeKind scope)
 
 		if (limit->scope != scope)
 			continue;
-		limit->used = counted(limit, usage[limit->period].used[limit->measure],
-							  period_start(limit->period, budget->ts));
+		limit->baseline_applies = limit->has_baseline &&
+			limit->baseline_start == period_start(limit->period, budget->ts);
+		limit->usage = usage[limit->period].used[limit->measure];
+		limit->used = counted(limit);
 		limit->window_end = period_end(limit->period, budget->ts);
 	}
 }
@@ -297,11 +299,12 @@ budget_charge(Budget *budget, int64 tokens, int64 calls)
 	{
 		BudgetLimit	   *limit = &budget->limits[i];
 
-		if (pg_add_s64_overflow(limit->used, limit->measure == MEASURE_TOKENS ? tokens : calls, &limit->used))
+		if (pg_add_s64_overflow(limit->usage, limit->measure == MEASURE_TOKENS ? tokens : calls, &limit->usage))
 			ereport(ERROR,
 					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 					 errmsg("bigint out of range"),
 					 errdetail("The usage of %s would pass what can be counted.", scope_phrase(limit))));
+		limit->used = counted(limit);
 	}
 }
 

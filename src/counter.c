@@ -100,13 +100,9 @@ static Statement usage_of[NUM_SCOPES] = {
 	[SCOPE_ALL] = USAGE_OF("$1 IS NULL"),
 };
 
-/*
- * The usage of a subject in the windows that ts falls into, up to the longest
- * that the caller asks for; the longer ones are left unset.  It is exact under
- * the scope's exclusive lock, else as of now.
- */
-void
-counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
+static void
+read_usage(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS],
+		   uint64 (*select) (Statement *statement, Datum *values, const char *nulls))
 {
 	Datum		values[9];
 	char		nulls[] = "         ";
@@ -121,10 +117,29 @@ counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest
 	}
 	values[7] = TimestampTzGetDatum(period_start(longest, ts));
 	values[8] = TimestampTzGetDatum(period_end(longest, ts));
-	query_select(&usage_of[scope], values, nulls);
+	select(&usage_of[scope], values, nulls);
 	for (int period = PERIOD_HOUR; period <= (int) longest; period++)
 		for (int measure = 0; measure < NUM_MEASURES; measure++)
 			usage[period].used[measure] = query_int64(0, 1 + NUM_MEASURES * period + measure).value;
+}
+
+/*
+ * The usage of a subject in the windows that ts falls into, up to the longest
+ * that the caller asks for; the longer ones are left unset.  It is exact under
+ * the scope's exclusive lock, else as of now.
+ */
+void
+counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
+{
+	read_usage(scope, id, ts, longest, usage, query_select);
+}
+
+/* The same without this transaction's own charges, which are not committed. */
+void
+counter_read_committed(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
+					   Usage usage[NUM_PERIODS])
+{
+	read_usage(scope, id, ts, longest, usage, query_select_committed);
 }
 
 static Statement rate_of = {
@@ -177,7 +192,7 @@ kavach_current_usage(PG_FUNCTION_ARGS)
 	TupleDesc	desc = answer_desc(fcinfo);
 
 	query_begin(&owner);
-	counter_read(scope, scope == SCOPE_ALL ? NULL : subject, ts, period, usage);
+	counter_read_committed(scope, scope == SCOPE_ALL ? NULL : subject, ts, period, usage);
 	query_end(&owner);
 
 	values[0] = TimestampTzGetDatum(period_start(period, ts));

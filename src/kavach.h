@@ -117,6 +117,7 @@ typedef struct OwnerRights
 extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
 extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
+extern uint64 query_select_committed(Statement *statement, Datum *values, const char *nulls);
 extern void query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
@@ -172,7 +173,9 @@ typedef struct BudgetLimit
 	TimestampTz baseline_start;
 	int64		baseline;
 
-	int64		used;			/* in the window of the call */
+	bool		baseline_applies;	/* to the window of the call */
+	int64		usage;			/* of the subject in that window */
+	int64		used;			/* what of it counts against the limit */
 	TimestampTz window_end;		/* DT_NOEND for total */
 } BudgetLimit;
 
@@ -207,6 +210,8 @@ extern void counter_lock(const Subject *subject, int exclusive);
 extern void counter_unlock(const Subject *subject, int exclusive);
 extern void counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
 						 Usage usage[NUM_PERIODS]);
+extern void counter_read_committed(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
+								   Usage usage[NUM_PERIODS]);
 extern void counter_read_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
 							  int64 calls[RATE_WINDOWS]);
 

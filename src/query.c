@@ -97,15 +97,19 @@ prepared(Statement *statement)
 }
 
 static void
-run(Statement *statement, Datum *values, const char *nulls, bool read_only)
+run(Statement *statement, Datum *values, const char *nulls, bool read_only, bool own_changes)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = prepared(statement);
+	Snapshot	snapshot;
 	int			result;
 
 	CommandCounterIncrement();
+	snapshot = GetLatestSnapshot();
+	if (!own_changes)
+		snapshot->curcid = FirstCommandId;	/* earlier than any of them */
 	result = SPI_execute_snapshot(plan, values, nulls,
-								  GetLatestSnapshot(), InvalidSnapshot,
+								  snapshot, InvalidSnapshot,
 								  read_only, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
@@ -119,7 +123,15 @@ run(Statement *statement, Datum *values, const char *nulls, bool read_only)
 uint64
 query_select(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, true);
+	run(statement, values, nulls, true, true);
+	return SPI_processed;
+}
+
+/* The same, blind to what this transaction has done and not committed. */
+uint64
+query_select_committed(Statement *statement, Datum *values, const char *nulls)
+{
+	run(statement, values, nulls, true, false);
 	return SPI_processed;
 }
 
@@ -127,7 +139,7 @@ query_select(Statement *statement, Datum *values, const char *nulls)
 void
 query_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, false);
+	run(statement, values, nulls, false, true);
 }
 
 /* Runs a utility statement. */

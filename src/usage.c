@@ -273,7 +273,7 @@ record(Report *report)
 	return authorization ? settle(report, authorization) : charge_row(&row);
 }
 
-/* SQL: kavach_record_usage(…) */
+/* SQL: kavach_record_usage(...) */
 Datum
 kavach_record_usage(PG_FUNCTION_ARGS)
 {
