@@ -1,0 +1,66 @@
+#!/bin/bash
+# Installs through apt what building, testing and showing kavach needs and this
+# machine lacks. Where nothing is missing it does nothing at all. PostgreSQL
+# clusters that are already there are left alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/common.sh
+
+# The PostgreSQL to build against has its server headers installed.
+have_headers() {
+  local pgxs
+  pgxs=$("$PG_CONFIG" --pgxs 2>/dev/null) && [[ -f $pgxs ]]
+}
+
+# The major version to install: that of $PG_CONFIG, else that of the newest server
+# here, else the one the distribution calls its default.
+major_version() {
+  local bin
+  if have_headers; then
+    "$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/'
+  elif bin=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1) && [[ -x $bin ]]; then
+    cut -d / -f 5 <<<"$bin"
+  else
+    apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1
+  fi
+}
+
+# Prints the packages that are missing, NN standing for the major version.
+missing() {
+  command -v gcc >/dev/null || echo gcc libc6-dev
+  command -v make >/dev/null || echo make
+  if ! have_headers; then
+    echo postgresql-NN postgresql-server-dev-NN postgresql-NN-pgtap
+  else
+    [[ -x $("$PG_CONFIG" --bindir)/initdb ]] || echo postgresql-NN
+    [[ -f $("$PG_CONFIG" --sharedir)/extension/pgtap.control ]] || echo postgresql-NN-pgtap
+  fi
+  command -v prove >/dev/null || echo perl
+  command -v pg_prove >/dev/null || echo libtap-parser-sourcehandler-pgtap-perl
+  perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
+}
+
+# install_packages PACKAGE…: through apt, NN replaced with the major version.
+install_packages() {
+  local major packages
+  command -v apt-get >/dev/null ||
+    die "missing, and there is no apt-get to install it with: $*"
+  say "some packages are missing; updating apt's lists"
+  apt_get update -q || say "that failed; going on with the lists at hand"
+  major=$(major_version)
+  [[ -n $major ]] || die "apt knows no package postgresql"
+  read -ra packages <<<"${*//NN/$major}"
+  say "installing through apt: ${packages[*]}"
+  apt_get install -q -y --no-install-recommends "${packages[@]}"
+}
+
+apt_get() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+}
+
+read -ra packages <<<"$(missing | tr '\n' ' ')"
+if [[ ${#packages[@]} -gt 0 ]]; then
+  install_packages "${packages[@]}"
+  read -ra packages <<<"$(missing | tr '\n' ' ')"
+  [[ ${#packages[@]} -eq 0 ]] || die "still missing after the installation: ${packages[*]}"
+fi
