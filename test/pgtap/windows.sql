@@ -1,0 +1,75 @@
+-- windows.sql: a window ends at its UTC turn, to the microsecond, and the next one starts empty.
+BEGIN;
+SELECT plan(45);
+SET LOCAL timezone = 'Asia/Kathmandu';
+
+-- The last instant of a window, and the first of the next.
+CREATE FUNCTION pg_temp.turn(period text, turn timestamptz) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+  agent text := kavach_create_agent(user_id => 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
+  policy text := kavach_create_policy(agent_id => agent, limits => jsonb_build_object('max_tokens_cost_per_' || period, 10));
+  a record;
+BEGIN
+  PERFORM set_config('kavach.clock', (turn - interval '1 microsecond')::text, true);
+  SELECT * INTO a FROM kavach_authorize(agent, 'run', 'tool', tokens_cost => 10);
+  RETURN NEXT is(row(a.code, a.tokens_remaining)::text, '(allowed,0)', format('%s to %s: the last instant', period, turn));
+  SELECT * INTO a FROM kavach_authorize(agent, 'run', 'tool', tokens_cost => 1);
+  RETURN NEXT is(row(a.code, a.retry_at)::text, row('budget_exceeded', turn)::text, 'is full until the turn');
+  PERFORM set_config('kavach.clock', turn::text, true);
+  SELECT * INTO a FROM kavach_authorize(agent, 'run', 'tool', tokens_cost => 4);
+  RETURN NEXT is(row(a.code, a.tokens_remaining)::text, '(allowed,6)', 'and the next starts empty');
+END $$;
+SELECT pg_temp.turn('hour',  '2026-03-10 13:00Z');
+SELECT pg_temp.turn('hour',  '2026-03-29 01:00Z');
+SELECT pg_temp.turn('hour',  '2027-01-01 00:00Z');
+SELECT pg_temp.turn('day',   '2026-03-11 00:00Z');
+SELECT pg_temp.turn('day',   '2028-02-29 00:00Z');
+SELECT pg_temp.turn('day',   '2028-03-01 00:00Z');
+SELECT pg_temp.turn('day',   '2027-01-01 00:00Z');
+SELECT pg_temp.turn('month', '2026-04-01 00:00Z');
+SELECT pg_temp.turn('month', '2027-03-01 00:00Z');
+SELECT pg_temp.turn('month', '2028-03-01 00:00Z');
+SELECT pg_temp.turn('month', '2027-01-01 00:00Z');
+
+-- The longer windows go on where a shorter one turns.
+SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT kavach_create_policy(agent_id => 'agt_a', limits =>
+  '{"max_tokens_cost_per_hour": 10, "max_tokens_cost_per_day": 15, "max_tokens_cost_per_month": 18, "max_tokens_cost_total": 20}');
+SET LOCAL kavach.clock = '2028-02-29 22:59:59+00';
+SELECT is(row(code, tokens_remaining)::text, '(allowed,0)', 'the hour is full') FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 10);
+SET LOCAL kavach.clock = '2028-02-29 23:00:00+00';
+SELECT is(row(code, tokens_remaining)::text, '(allowed,0)', 'next hour: 5 are left of the day') FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 5);
+SELECT is(row(code, retry_at)::text, row('budget_exceeded', timestamptz '2028-03-01Z')::text, 'the day is full')
+  FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 1);
+SET LOCAL kavach.clock = '2028-03-01 00:00:00+00';
+SELECT is(row(code, tokens_remaining)::text, '(allowed,1)', 'next month: 5 are left in total') FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 4);
+SELECT is(row(code, tokens_remaining, retry_at)::text, '(budget_exceeded,1,)', 'where a total refuses, waiting does not help')
+  FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 2);
+SET LOCAL kavach.clock = '2038-03-01 00:00:00+00';
+SELECT is(row(code, tokens_remaining)::text, '(budget_exceeded,1)', 'not for ten years') FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 2);
+
+-- A clock that steps back finds the old window as it was.
+SELECT kavach_create_agent('agt_b', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT kavach_create_policy(agent_id => 'agt_b', limits => '{"max_calls_per_hour": 2}');
+SET LOCAL kavach.clock = '2026-06-01 10:59:00+00';
+SELECT is(calls_remaining, 1::bigint, 'a call before the hour') FROM kavach_authorize('agt_b', 'run', 'x');
+SET LOCAL kavach.clock = '2026-06-01 11:00:00+00';
+SELECT is(calls_remaining, 1::bigint, 'one after it') FROM kavach_authorize('agt_b', 'run', 'x');
+SET LOCAL kavach.clock = '2026-06-01 10:58:00+00';
+SELECT is(calls_remaining, 0::bigint, 'and one before it again') FROM kavach_authorize('agt_b', 'run', 'x');
+SELECT is(code, 'budget_exceeded', 'that hour is full') FROM kavach_authorize('agt_b', 'run', 'x');
+
+-- A refund lowers the window in which it is booked.
+SELECT kavach_create_agent('agt_c', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT kavach_create_policy(agent_id => 'agt_c', limits => '{"max_tokens_cost_per_month": 100}');
+SET LOCAL client_min_messages = error;
+SET LOCAL kavach.clock = '2026-07-31 23:00:00+00';
+SELECT audit_id AS id FROM kavach_authorize('agt_c', 'run', 'x', tokens_cost => 100) \gset
+SET LOCAL kavach.clock = '2026-08-01 01:00:00+00';
+SELECT is(row(tokens_charged, code, tokens_remaining)::text, '(-60,recorded,160)', 'settled in August: August goes below zero')
+  FROM kavach_record_usage('agt_c', 40, audit_id => :'id');
+SET LOCAL kavach.clock = '2026-07-31 23:30:00+00';
+SELECT is(row(code, tokens_remaining)::text, '(budget_exceeded,0)', 'July stays full') FROM kavach_authorize('agt_c', 'run', 'x', tokens_cost => 1);
+
+SELECT * FROM finish();
+ROLLBACK;
