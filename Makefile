@@ -46,6 +46,7 @@ SQL_PARTS = \
 	sql/agent.sql \
 	sql/permission.sql \
 	sql/ledger.sql \
+	sql/counter.sql \
 	sql/policy.sql \
 	sql/authorize.sql \
 	sql/report.sql \

@@ -15,6 +15,7 @@ CREATE TABLE kavach.agent (
 );
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.agent', '');
+SELECT kavach.watch('kavach.agent', 'agent');
 
 COMMENT ON TABLE kavach.agent IS 'Agents: who may call at all. Written by kavach_create_agent and its siblings.';
 COMMENT ON COLUMN kavach.agent.agent_id IS 'The agent''s id: agt_... where kavach made it, at most 255 bytes.';
@@ -47,7 +48,7 @@ $$;
 COMMENT ON FUNCTION kavach.check_agent(text) IS
   'Raises an error unless the agent exists. Errors: those of kavach.check_id, 42704 for an unknown agent.';
 
-CREATE FUNCTION kavach_create_agent(
+CREATE FUNCTION @extschema@.kavach_create_agent(
   agent_id    text DEFAULT NULL,
   user_id     text DEFAULT NULL,
   tenant_id   text DEFAULT NULL,
@@ -81,14 +82,14 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) IS
+COMMENT ON FUNCTION @extschema@.kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) IS
 'Creates an agent and returns its id.
 agent_id: NULL makes one (agt_...); user_id: required, its owner; tenant_id, name: optional;
 permissions: [{"resource": ..., "actions": [...], "constraints": {...}}], as for kavach_grant_permission;
 expires_at: from then on its calls are refused; metadata: a JSON object.
 Errors: 22004, 22023, 22001 bad input; 23505 the id is taken.';
 
-CREATE FUNCTION kavach_update_agent(agent_id text, changes jsonb)
+CREATE FUNCTION @extschema@.kavach_update_agent(agent_id text, changes jsonb)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -139,20 +140,21 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_update_agent(text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.kavach_update_agent(text, jsonb) IS
 'Changes an agent: true if something changed.
 changes: a JSON object with user_id, tenant_id, name, expires_at (a timestamp as text) or metadata; a JSON null clears (user_id cannot be cleared).
 What the ledger holds stays as it was: earlier calls belong to the earlier owner.
-Errors: 22004, 22023, 22001, 22007 bad input; 42704 unknown agent.';
+Errors: 22004, 22023, 22001, 22007, 22008 bad input; 42704 unknown agent.';
 
-CREATE FUNCTION kavach_revoke_agent(agent_id text, reason text DEFAULT NULL)
+CREATE FUNCTION @extschema@.kavach_revoke_agent(agent_id text, reason text DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-  PERFORM kavach.check_agent(kavach_revoke_agent.agent_id);
+  PERFORM kavach.check_agent(kavach_revoke_agent.agent_id),
+          kavach.check_id(reason, 'reason', required => false, max_bytes => 2048);
   UPDATE kavach.agent a
      SET status = 'revoked', status_reason = reason, status_changed_at = kavach.clock_now()
    WHERE a.agent_id = kavach_revoke_agent.agent_id AND a.status <> 'revoked';
@@ -160,12 +162,12 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_revoke_agent(text, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_revoke_agent(text, text) IS
 'Revokes an agent, so that every later call is refused with agent_revoked: true if it was not revoked yet.
-reason: kept in kavach.agent.status_reason and told to callers.
+reason: kept in kavach.agent.status_reason and told to callers, at most 2 kB.
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent.';
 
-CREATE FUNCTION kavach_restore_agent(agent_id text)
+CREATE FUNCTION @extschema@.kavach_restore_agent(agent_id text)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -180,6 +182,6 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_restore_agent(text) IS
+COMMENT ON FUNCTION @extschema@.kavach_restore_agent(text) IS
 'Makes a revoked agent active again: true if it was revoked. An expired one stays expired (kavach_update_agent changes that).
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent.';

@@ -2,7 +2,7 @@
 --   The verbs that applications call, and the correction that admins make.
 --   They run with the rights of the extension's owner (src/query.c).
 
-CREATE FUNCTION kavach_authorize(
+CREATE FUNCTION @extschema@.kavach_authorize(
   agent_id    text,
   action      text,
   resource    text,
@@ -24,7 +24,7 @@ CREATE FUNCTION kavach_authorize(
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_authorize';
 
-COMMENT ON FUNCTION kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) IS
+COMMENT ON FUNCTION @extschema@.kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) IS
 'Decides whether an agent may do something now, charges its budgets and writes the decision into the ledger. Commit before you call the model.
 agent_id, action, resource: who wants to do what, required; tokens_cost: the estimate to charge, >= 0, NULL for none (then it is refused only once a budget is used up);
 arguments: a JSON object for allowed_arg_patterns; ip: for ip_allowlist; metadata: a JSON object, kept;
@@ -33,7 +33,7 @@ allowed, code, reason: the outcome, the code stable; audit_id: the ledger row, f
 tokens_granted: what was charged; tokens_remaining, calls_remaining: left under the tightest limit, NULL where none applies or none was looked at; retry_at: when a refused call may fit.
 A refusal is an answer, no error. Errors: 22004, 22023, 22001, 22003 bad input or a request_id used for another call.';
 
-CREATE FUNCTION kavach_record_usage(
+CREATE FUNCTION @extschema@.kavach_record_usage(
   agent_id    text,
   tokens_cost bigint,
   audit_id    uuid DEFAULT NULL,
@@ -48,7 +48,7 @@ CREATE FUNCTION kavach_record_usage(
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_record_usage';
 
-COMMENT ON FUNCTION kavach_record_usage(text, bigint, uuid, text, jsonb) IS
+COMMENT ON FUNCTION @extschema@.kavach_record_usage(text, bigint, uuid, text, jsonb) IS
 'Records what a call really spent, after the call. What is spent is recorded, past a limit and for a revoked agent too.
 tokens_cost: the actual figure, >= 0; 0 releases an estimate;
 audit_id: the authorization that this settles: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
@@ -56,7 +56,7 @@ metadata: a JSON object, kept.
 usage_id: the ledger row; tokens_charged: what it charges, negative for a refund; code: recorded, or over_budget where a budget is used up now, policy_id naming it; tokens_remaining, calls_remaining: as for kavach_authorize.
 Errors: 22004, 22023, 22001 bad input, an audit_id that is unknown, refused or another agent''s, or a settlement repeated with another figure; 42704 unknown agent.';
 
-CREATE FUNCTION kavach_check_budget(
+CREATE FUNCTION @extschema@.kavach_check_budget(
   agent_id    text,
   tokens_cost bigint DEFAULT NULL,
   OUT allowed          boolean,
@@ -69,17 +69,17 @@ CREATE FUNCTION kavach_check_budget(
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_check_budget';
 
-COMMENT ON FUNCTION kavach_check_budget(text, bigint) IS
+COMMENT ON FUNCTION @extschema@.kavach_check_budget(text, bigint) IS
 'Tells whether a call of this agent would fit its budgets now. It advises: nothing is charged, written or locked, and only kavach_authorize decides.
 tokens_cost: >= 0, NULL for a call without cost. The answers are as for kavach_authorize, as things stand.
 Errors: 22004, 22023, 22001 bad input.';
 
-CREATE FUNCTION kavach_adjust(agent_id text, tokens bigint, reason text)
+CREATE FUNCTION @extschema@.kavach_adjust(agent_id text, tokens bigint, reason text)
 RETURNS uuid
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_adjust';
 
-COMMENT ON FUNCTION kavach_adjust(text, bigint, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_adjust(text, bigint, text) IS
 'Corrects the bill of an agent''s present user and tenant with a ledger row of kind adjustment, and returns its id.
 tokens: a charge, or negative a credit; it counts in the current windows; reason: required, kept.
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent.';

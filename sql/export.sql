@@ -2,7 +2,7 @@
 --   The ledger for other systems, through COPY (SELECT ...) TO ....
 --   Inlined as the reports are: rows stream, whatever their number.
 
-CREATE FUNCTION kavach_export(
+CREATE FUNCTION @extschema@.kavach_export(
   since timestamptz DEFAULT NULL,
   until timestamptz DEFAULT NULL)
 RETURNS TABLE (
@@ -25,12 +25,12 @@ BEGIN ATOMIC
      AND l.ts < coalesce(kavach_export.until, 'infinity');
 END;
 
-COMMENT ON FUNCTION kavach_export(timestamptz, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.kavach_export(timestamptz, timestamptz) IS
 'The ledger''s rows from since (inclusive) to until (exclusive) for COPY (SELECT * FROM kavach_export(...)) TO ... (FORMAT csv, HEADER); NULL for no bound.
 The columns are those of kavach.audit_log; ts is ISO 8601 UTC text whatever TimeZone and DateStyle. Rows come in no particular order: add ORDER BY id where it matters.
 Errors: 22023 where since is after until.';
 
-CREATE FUNCTION kavach_export_json(
+CREATE FUNCTION @extschema@.kavach_export_json(
   since timestamptz DEFAULT NULL,
   until timestamptz DEFAULT NULL)
 RETURNS SETOF jsonb
@@ -39,7 +39,7 @@ BEGIN ATOMIC
   SELECT to_jsonb(e) FROM @extschema@.kavach_export(kavach_export_json.since, kavach_export_json.until) e;
 END;
 
-COMMENT ON FUNCTION kavach_export_json(timestamptz, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.kavach_export_json(timestamptz, timestamptz) IS
 'As kavach_export, one JSON object a row. COPY''s text format doubles backslashes; what keeps JSON lines whole is
 COPY (SELECT * FROM kavach_export_json(...)) TO ... (FORMAT csv, QUOTE E''\x01'', DELIMITER E''\x02''), as JSON has neither of the two.
 Errors: 22023 where since is after until.';

@@ -1,10 +1,13 @@
 -- permission.sql
 --   What agents may do: resource patterns, actions and constraints.
 --   How they are matched is in src/permission.c.
+--
+-- No foreign key, here and in policy.sql: pg_restore -j copies the tables of an
+-- extension in any order.
 
 CREATE TABLE kavach.permission (
   permission_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  agent_id      text NOT NULL REFERENCES kavach.agent,
+  agent_id      text NOT NULL,
   resource      text NOT NULL,
   actions       text[] NOT NULL,
   constraints   jsonb NOT NULL DEFAULT '{}',
@@ -14,6 +17,7 @@ CREATE TABLE kavach.permission (
 CREATE INDEX permission_agent_id_idx ON kavach.permission (agent_id, permission_id);
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.permission', '');
+SELECT kavach.watch('kavach.permission', 'agent');
 SELECT pg_catalog.pg_extension_config_dump('kavach.permission_permission_id_seq', '');
 
 COMMENT ON TABLE kavach.permission IS 'What agents may do. Written by kavach_grant_permission and kavach_revoke_permission.';
@@ -33,7 +37,7 @@ AS 'MODULE_PATHNAME', 'kavach_check_permission';
 COMMENT ON FUNCTION kavach.check_permission(text, text[], jsonb) IS
   'Raises an error unless pattern, actions and constraints are well formed. Errors: 22004, 22023, 22001, 22P02, 22007, 22008.';
 
-CREATE FUNCTION kavach_grant_permission(
+CREATE FUNCTION @extschema@.kavach_grant_permission(
   agent_id    text,
   resource    text,
   actions     text[],
@@ -54,14 +58,14 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_grant_permission(text, text, text[], jsonb) IS
+COMMENT ON FUNCTION @extschema@.kavach_grant_permission(text, text, text[], jsonb) IS
 'Grants a permission and returns its id.
 resource: a colon-separated pattern; a segment is literal or * (exactly one segment), a trailing ** stands for one or more, * alone for everything;
 actions: names, or * for any;
 constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, ...], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, ...]}.
 Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown agent.';
 
-CREATE FUNCTION kavach_revoke_permission(permission_id bigint)
+CREATE FUNCTION @extschema@.kavach_revoke_permission(permission_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -77,7 +81,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_revoke_permission(bigint) IS
+COMMENT ON FUNCTION @extschema@.kavach_revoke_permission(bigint) IS
 'Takes a permission away: true if it was there. The ledger goes on naming it in permission_id.
 Errors: 22004 NULL.';
 

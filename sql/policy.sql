@@ -18,6 +18,7 @@ CREATE TABLE kavach.budget_policy (
 CREATE INDEX budget_policy_scope_idx ON kavach.budget_policy (scope, subject);
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.budget_policy', '');
+SELECT kavach.watch('kavach.budget_policy', 'policy');
 
 COMMENT ON TABLE kavach.budget_policy IS 'Budgets: whom they bind and what happens at the limit. Written by kavach_create_policy and its siblings.';
 COMMENT ON COLUMN kavach.budget_policy.policy_id IS 'pol_..., as callers and the ledger name it.';
@@ -29,7 +30,7 @@ COMMENT ON COLUMN kavach.budget_policy.enabled IS 'Whether it is applied.';
 COMMENT ON COLUMN kavach.budget_policy.created_at IS 'When it was created.';
 
 CREATE TABLE kavach.budget_limit (
-  policy_id text NOT NULL REFERENCES kavach.budget_policy ON DELETE CASCADE,
+  policy_id text NOT NULL,
   measure   text NOT NULL CHECK (measure IN ('tokens', 'calls')),
   period    text NOT NULL CHECK (period IN ('hour', 'day', 'month', 'total')),
   amount    bigint NOT NULL CHECK (amount >= 0),
@@ -37,6 +38,7 @@ CREATE TABLE kavach.budget_limit (
 );
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.budget_limit', '');
+SELECT kavach.watch('kavach.budget_limit', 'policy');
 
 COMMENT ON TABLE kavach.budget_limit IS 'The limits of the policies, one a row.';
 COMMENT ON COLUMN kavach.budget_limit.policy_id IS 'The policy.';
@@ -51,11 +53,11 @@ CREATE TABLE kavach.budget_baseline (
   subject      text,
   period_start timestamptz NOT NULL,
   usage        bigint NOT NULL,
-  CONSTRAINT budget_baseline_key UNIQUE NULLS NOT DISTINCT (policy_id, measure, period, subject),
-  FOREIGN KEY (policy_id, measure, period) REFERENCES kavach.budget_limit ON DELETE CASCADE
+  CONSTRAINT budget_baseline_key UNIQUE NULLS NOT DISTINCT (policy_id, measure, period, subject)
 );
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.budget_baseline', '');
+SELECT kavach.watch('kavach.budget_baseline', 'policy');
 
 COMMENT ON TABLE kavach.budget_baseline IS 'What a reset forgives: a limit counts what was used beyond this, in that window.';
 COMMENT ON COLUMN kavach.budget_baseline.policy_id IS 'The policy.';
@@ -151,7 +153,7 @@ $$;
 COMMENT ON FUNCTION kavach.check_policy(text) IS
   'The policy, locked against other changes. Errors: those of kavach.check_id, 42704 for an unknown policy.';
 
-CREATE FUNCTION kavach_create_policy(
+CREATE FUNCTION @extschema@.kavach_create_policy(
   agent_id   text DEFAULT NULL,
   user_id    text DEFAULT NULL,
   tenant_id  text DEFAULT NULL,
@@ -199,7 +201,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_create_policy(text, text, text, text, boolean, jsonb, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_create_policy(text, text, text, text, boolean, jsonb, text) IS
 'Creates a budget and returns its id (pol_...). It counts what its window already holds.
 Exactly one scope: agent_id, user_id, tenant_id, each (agent, user or tenant: one limit for every one of them separately) or all_agents => true (one pool);
 limits: {"max_tokens_cost_per_month": 5000}, at least one; keys max_tokens_cost_ or max_calls_ with per_hour, per_day, per_month (UTC) and max_tokens_cost_total, max_calls_total;
@@ -219,6 +221,11 @@ BEGIN
    WHERE l.policy_id = merge_limits.policy_id
      AND (l.measure, l.period) = (c.measure, c.period) AND c.amount IS NULL;
   changed := FOUND;
+  DELETE FROM kavach.budget_baseline b
+   WHERE b.policy_id = merge_limits.policy_id
+     AND NOT EXISTS (
+        SELECT FROM kavach.budget_limit l
+         WHERE (l.policy_id, l.measure, l.period) = (b.policy_id, b.measure, b.period));
   INSERT INTO kavach.budget_limit AS l (policy_id, measure, period, amount)
   SELECT merge_limits.policy_id, c.measure, c.period, c.amount
     FROM kavach.limits(limits) c
@@ -238,7 +245,7 @@ $$;
 COMMENT ON FUNCTION kavach.merge_limits(text, jsonb) IS
   'Merges limits into those of a policy: true if something changed. Errors: those of kavach.limits, 22023 if none is left.';
 
-CREATE FUNCTION kavach_update_policy(
+CREATE FUNCTION @extschema@.kavach_update_policy(
   policy_id text,
   limits    jsonb DEFAULT NULL,
   action    text DEFAULT NULL,
@@ -267,12 +274,12 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_update_policy(text, jsonb, text, boolean) IS
+COMMENT ON FUNCTION @extschema@.kavach_update_policy(text, jsonb, text, boolean) IS
 'Changes a budget: true if something changed. Whatever is NULL stays.
 limits: merged into the present ones, a JSON null removes one; action: warn, throttle, block or revoke; enabled: false lets everything pass.
 Errors: 22004, 22023, 22001, 22003 bad input, or no limit would be left; 42704 unknown policy.';
 
-CREATE FUNCTION kavach_drop_policy(policy_id text)
+CREATE FUNCTION @extschema@.kavach_drop_policy(policy_id text)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -281,24 +288,20 @@ AS $$
 BEGIN
   PERFORM kavach.check_id(kavach_drop_policy.policy_id, 'policy_id');
   DELETE FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id;
-  RETURN FOUND;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  DELETE FROM kavach.budget_limit l WHERE l.policy_id = kavach_drop_policy.policy_id;
+  DELETE FROM kavach.budget_baseline b WHERE b.policy_id = kavach_drop_policy.policy_id;
+  RETURN true;
 END
 $$;
 
-COMMENT ON FUNCTION kavach_drop_policy(text) IS
+COMMENT ON FUNCTION @extschema@.kavach_drop_policy(text) IS
 'Drops a budget with its limits: true if it was there. Usage is untouched.
 Errors: 22004, 22023, 22001 bad input.';
 
-CREATE FUNCTION kavach.current_usage(
-  scope text, subject text, period text,
-  OUT period_start timestamptz, OUT tokens bigint, OUT calls bigint)
-LANGUAGE c VOLATILE
-AS 'MODULE_PATHNAME', 'kavach_current_usage';
-
-COMMENT ON FUNCTION kavach.current_usage(text, text, text) IS
-  'What a subject has used in the current window, committed, in the latest snapshot. Errors: 22004, 22023 bad input, 22003 overflow.';
-
-CREATE FUNCTION kavach_reset_policy(policy_id text, subject text DEFAULT NULL)
+CREATE FUNCTION @extschema@.kavach_reset_policy(policy_id text, subject text DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -322,7 +325,7 @@ BEGIN
   SELECT l.policy_id, l.measure, l.period, coalesce(policy.subject, kavach_reset_policy.subject),
          u.period_start, CASE l.measure WHEN 'tokens' THEN u.tokens ELSE u.calls END
     FROM kavach.budget_limit l,
-         kavach.current_usage(policy.scope, coalesce(policy.subject, kavach_reset_policy.subject), l.period) u
+         kavach.current_usage(policy.scope, coalesce(policy.subject, kavach_reset_policy.subject), l.period, committed => true) u
    WHERE l.policy_id = policy.policy_id
   ON CONFLICT ON CONSTRAINT budget_baseline_key DO UPDATE
      SET period_start = excluded.period_start, usage = excluded.usage
@@ -331,10 +334,10 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_reset_policy(text, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_reset_policy(text, text) IS
 'Forgives what a budget''s current windows hold, so that it starts anew: true if something changed. Usage and bills are untouched, later windows too.
 subject: which agent, user or tenant, required for an each policy.
-Errors: 22004, 22023, 22001 bad input; 42704 unknown policy.';
+Errors: 22004, 22023, 22001 bad input; 22003 overflow; 42704 unknown policy.';
 
 CREATE VIEW kavach.budget_status AS
 WITH clock AS (
@@ -346,6 +349,16 @@ WITH clock AS (
     FROM clock, unnest(ARRAY['hour', 'day', 'month']) AS period
    UNION ALL
   SELECT 'total', '-infinity', NULL
+), usage AS MATERIALIZED (
+  -- for each policies: one pass of the ledger a period
+  SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
+         coalesce(sum(a.tokens_cost), 0) AS tokens,
+         count(*) FILTER (WHERE a.kind = 'authorize') AS calls
+    FROM win w
+    JOIN kavach.audit_log a ON a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
+   WHERE a.result = 'allowed'
+     AND w.period IN (SELECT l.period FROM kavach.budget_limit l JOIN kavach.budget_policy p USING (policy_id) WHERE p.each)
+   GROUP BY w.period, a.agent_id, a.user_id, a.tenant_id
 )
 SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.period_end, l.amount,
        u.used, greatest(l.amount - u.used, 0) AS remaining, p.action,
@@ -355,27 +368,16 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
   JOIN win w USING (period)
  CROSS JOIN LATERAL (
     -- a named subject, or all: one row, used or not
-    SELECT p.subject,
-           CASE l.measure WHEN 'tokens' THEN coalesce(sum(a.tokens_cost), 0)
-                          ELSE count(*) FILTER (WHERE a.kind = 'authorize') END AS usage
-      FROM kavach.audit_log a
-     WHERE NOT p.each AND a.result = 'allowed'
-       AND a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
-       AND CASE p.scope WHEN 'agent' THEN a.agent_id = p.subject
-                        WHEN 'user' THEN a.user_id = p.subject
-                        WHEN 'tenant' THEN a.tenant_id = p.subject
-                        ELSE true END
-    HAVING NOT p.each
+    SELECT p.subject, (CASE l.measure WHEN 'tokens' THEN c.tokens ELSE c.calls END)::numeric AS usage
+      FROM kavach.current_usage(p.scope, p.subject, l.period, committed => false) c
+     WHERE NOT p.each
      UNION ALL
     -- each of them: a row for whoever used something in the window
-    SELECT x.subject,
-           CASE l.measure WHEN 'tokens' THEN coalesce(sum(a.tokens_cost), 0)
-                          ELSE count(*) FILTER (WHERE a.kind = 'authorize') END
-      FROM kavach.audit_log a
+    SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
+      FROM usage n
      CROSS JOIN LATERAL (
-        SELECT CASE p.scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END AS subject) x
-     WHERE p.each AND a.result = 'allowed' AND x.subject IS NOT NULL
-       AND a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
+        SELECT CASE p.scope WHEN 'agent' THEN n.agent_id WHEN 'user' THEN n.user_id ELSE n.tenant_id END AS subject) x
+     WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
      GROUP BY x.subject) s
   LEFT JOIN kavach.budget_baseline b
     ON (b.policy_id, b.measure, b.period, b.period_start) = (p.policy_id, l.measure, l.period, w.period_start)

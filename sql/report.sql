@@ -6,7 +6,7 @@
 -- caller's own WHERE and LIMIT.  So no SET, STRICT or SECURITY DEFINER here,
 -- and bounds as ts >= lower AND ts < upper: until is exclusive everywhere.
 
-CREATE FUNCTION kavach_query_audit(
+CREATE FUNCTION @extschema@.kavach_query_audit(
   agent_id  text DEFAULT NULL,
   user_id   text DEFAULT NULL,
   tenant_id text DEFAULT NULL,
@@ -34,7 +34,7 @@ BEGIN ATOMIC
    LIMIT kavach_query_audit.max_rows;
 END;
 
-COMMENT ON FUNCTION kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
+COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
 'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
 Errors: 22023 where since is after until; 2201W negative max_rows.';
@@ -88,7 +88,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION kavach_cost_by_agent(
+CREATE FUNCTION @extschema@.kavach_cost_by_agent(
   since timestamptz,
   until timestamptz)
 RETURNS TABLE (agent_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
@@ -105,12 +105,12 @@ BEGIN ATOMIC
    GROUP BY l.agent_id;
 END;
 
-COMMENT ON FUNCTION kavach_cost_by_agent(timestamptz, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_agent(timestamptz, timestamptz) IS
 'Usage by agent from since (inclusive) to until (exclusive); NULL for no bound.
 calls: authorize decisions; denied: those refused; calls_without_cost: those admitted that gave no cost; tokens_cost: the sum over the ledger.
 Errors: 22023 where since is after until.';
 
-CREATE FUNCTION kavach_cost_by_user(
+CREATE FUNCTION @extschema@.kavach_cost_by_user(
   since timestamptz,
   until timestamptz)
 RETURNS TABLE (user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
@@ -127,11 +127,11 @@ BEGIN ATOMIC
    GROUP BY l.user_id;
 END;
 
-COMMENT ON FUNCTION kavach_cost_by_user(timestamptz, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_user(timestamptz, timestamptz) IS
 'Usage by user, one row each, from since (inclusive) to until (exclusive); NULL for no bound. The columns are those of kavach_cost_by_agent; NULL: refused calls of unknown agents.
 Errors: 22023 where since is after until.';
 
-CREATE FUNCTION kavach_cost_by_day(
+CREATE FUNCTION @extschema@.kavach_cost_by_day(
   agent_id text,
   since    timestamptz,
   until    timestamptz)
@@ -150,11 +150,11 @@ BEGIN ATOMIC
    GROUP BY 1;
 END;
 
-COMMENT ON FUNCTION kavach_cost_by_day(text, timestamptz, timestamptz) IS
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_day(text, timestamptz, timestamptz) IS
 'Usage by UTC day, of one agent or of all (NULL), from since (inclusive) to until (exclusive); NULL for no bound. Days without ledger rows are absent. The other columns are those of kavach_cost_by_agent.
 Errors: 22023 where since is after until.';
 
-CREATE FUNCTION kavach_billing_report(year int, month int)
+CREATE FUNCTION @extschema@.kavach_billing_report(year int, month int)
 RETURNS TABLE (tenant_id text, user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
@@ -169,6 +169,6 @@ BEGIN ATOMIC
    GROUP BY l.tenant_id, l.user_id;
 END;
 
-COMMENT ON FUNCTION kavach_billing_report(int, int) IS
+COMMENT ON FUNCTION @extschema@.kavach_billing_report(int, int) IS
 'The bill of a UTC month: usage by tenant and user. The other columns are those of kavach_cost_by_agent; NULL, NULL: refused calls of unknown agents.
 Errors: 22004, 22023 no such month.';

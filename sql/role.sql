@@ -1,7 +1,7 @@
 -- role.sql
 --   Who may call what.  Nothing is PUBLIC; kavach_grant_role gives.
 
-CREATE FUNCTION kavach_grant_role(role regrole, access text)
+CREATE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -11,12 +11,13 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'month_start', 'month_end', 'uuid7_ts', 'clock_now'];
+    'range_start', 'month_start', 'month_end', 'uuid7_ts', 'clock_now',
+    'current_usage', 'read_counters', 'read_counter_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent',
     'kavach_grant_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust'];
+    'kavach_adjust', 'kavach_reload_counters'];
   functions text[];
   changed boolean := false;
   object record;
@@ -24,6 +25,10 @@ BEGIN
   IF role IS NULL OR access IS NULL THEN
     RAISE EXCEPTION '% must not be NULL', CASE WHEN role IS NULL THEN 'role' ELSE 'access' END
       USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role) THEN
+    RAISE EXCEPTION 'role "%" does not exist', role
+      USING ERRCODE = 'undefined_object';
   END IF;
   functions := CASE access WHEN 'app' THEN app WHEN 'reader' THEN reader WHEN 'admin' THEN admin END;
   IF functions IS NULL THEN
@@ -62,24 +67,33 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION kavach_grant_role(regrole, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_grant_role(regrole, text) IS
 'Lets a role use kavach: true if it could not do all of that yet. For the extension''s owner; REVOKE takes it back.
 access: app (authorize, record usage, check a budget; reads and writes no table), reader (reports, exports and their views) or admin (both, agents, permissions, budgets and adjustments, and reading the tables).
 Errors: 22004, 22023 bad input; 42704 unknown role.';
 
--- Nothing is PUBLIC, by construction: whatever this script has made.
+-- Nothing is PUBLIC's, nor anybody's whom default privileges name, by
+-- construction: whatever this script has made.
 DO $$
 DECLARE
-  function regprocedure;
+  object record;
 BEGIN
-  FOR function IN
-    SELECT p.oid
+  FOR object IN
+    SELECT DISTINCT p.oid::regprocedure AS function, a.grantee
       FROM pg_extension e
       JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
       JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-     WHERE e.extname = 'kavach'
+     CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+     WHERE e.extname = 'kavach' AND a.grantee <> p.proowner
   LOOP
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', function);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', object.function,
+                   CASE WHEN object.grantee = 0 THEN 'PUBLIC' ELSE object.grantee::regrole::text END);
   END LOOP;
+
+  PERFORM kavach.make_private(c.oid)
+     FROM pg_extension e
+     JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+     JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+    WHERE e.extname = 'kavach' AND c.relkind IN ('r', 'p', 'v', 'S');
 END
 $$;

@@ -3,9 +3,13 @@
 --   checks that every verb makes of its arguments.
 --
 -- Verbs go into the schema that CREATE EXTENSION names, nouns into "kavach".
+-- Every name is qualified, and what others have put into that schema is out of
+-- sight while the script runs: it runs as superuser.
 -- Nothing is executable by PUBLIC: the last part (role.sql) takes that away.
 
 \echo Use "CREATE EXTENSION kavach" to load this file. \quit
+
+SET LOCAL search_path = pg_catalog, pg_temp;
 
 CREATE SCHEMA kavach;
 
@@ -52,13 +56,13 @@ AS 'MODULE_PATHNAME', 'kavach_uuid7_ts';
 COMMENT ON FUNCTION kavach.uuid7_ts(uuid) IS
   'The time in a ledger row''s id (UUIDv7, RFC 9562), to the millisecond: lets a search by id skip the other months.';
 
-CREATE FUNCTION kavach.check_id(value text, name text, required boolean DEFAULT true)
+CREATE FUNCTION kavach.check_id(value text, name text, required boolean DEFAULT true, max_bytes int DEFAULT 255)
 RETURNS boolean
 LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'kavach_check_id';
 
-COMMENT ON FUNCTION kavach.check_id(text, text, boolean) IS
-  'Raises an error unless value is a possible id. Errors: 22004 NULL (if required), 22023 empty, or a user_id that begins with agt_; 22001 over 255 bytes.';
+COMMENT ON FUNCTION kavach.check_id(text, text, boolean, int) IS
+  'Raises an error unless value is a possible id, or another short text. Errors: 22004 NULL (if required), 22023 empty, or a user_id that begins with agt_; 22001 over max_bytes.';
 
 CREATE FUNCTION kavach.check_object(value jsonb, name text)
 RETURNS jsonb
@@ -77,3 +81,54 @@ $$;
 
 COMMENT ON FUNCTION kavach.check_object(jsonb, text) IS
   'The value, or {} where it is NULL. Error 22023 where it is no JSON object.';
+
+CREATE FUNCTION kavach.note_change()
+RETURNS trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'kavach_note_change';
+
+COMMENT ON FUNCTION kavach.note_change() IS
+  'Trigger: tells every session, at commit, that agents (argument agent) or policies (argument policy) have changed.';
+
+CREATE FUNCTION kavach.watch(relation regclass, what text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  EXECUTE format('CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
+                 'FOR EACH ROW EXECUTE FUNCTION kavach.note_change(%L)', relation, what);
+  EXECUTE format('CREATE TRIGGER note_truncate AFTER TRUNCATE ON %s '
+                 'FOR EACH STATEMENT EXECUTE FUNCTION kavach.note_change(%L)', relation, what);
+  -- whatever the session_replication_role
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_change', relation);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_truncate', relation);
+  RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.watch(regclass, text) IS
+  'Puts the triggers of kavach.note_change on a table that calls look up.';
+
+CREATE FUNCTION kavach.make_private(relation regclass)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  grantee record;
+BEGIN
+  FOR grantee IN
+    SELECT DISTINCT a.grantee AS oid
+      FROM pg_class c, aclexplode(c.relacl) a
+     WHERE c.oid = relation AND a.grantee <> c.relowner
+  LOOP
+    EXECUTE format('REVOKE ALL ON %s FROM %s', relation,
+                   CASE WHEN grantee.oid = 0 THEN 'PUBLIC' ELSE grantee.oid::regrole::text END);
+  END LOOP;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.make_private(regclass) IS
+  'Takes away what default privileges have granted on a new table: only the owner keeps any.';

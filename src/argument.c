@@ -9,6 +9,7 @@
 #include "access/htup_details.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 PG_FUNCTION_INFO_V1(kavach_check_id);
 
@@ -34,16 +35,23 @@ check_text(const char *value, const char *name, int max_bytes)
 				 errdetail("It has %zu bytes; at most %d are possible.", strlen(value), max_bytes)));
 }
 
-void
-check_id(const char *value, const char *name)
+/* A user's id that looks like an agent's is an argument in the wrong place. */
+static void
+check_user_id(const char *value, const char *name)
 {
-	check_text(value, name, MAX_ID_BYTES);
 	if (strcmp(name, "user_id") == 0 && strncmp(value, "agt_", 4) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("user_id must not begin with \"agt_\""),
 				 errdetail("\"%s\" looks like the id of an agent.", value),
 				 errhint("Check the order of the arguments, or pass them by name: user_id => ....")));
+}
+
+void
+check_id(const char *value, const char *name)
+{
+	check_text(value, name, MAX_ID_BYTES);
+	check_user_id(value, name);
 }
 
 char *
@@ -111,31 +119,56 @@ object_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 	return value;
 }
 
-/* SQL: kavach.check_id(value, name, required) */
+/* SQL: kavach.check_id(value, name, required, max_bytes) */
 Datum
 kavach_check_id(PG_FUNCTION_ARGS)
 {
 	char	   *name;
 
-	if (PG_ARGISNULL(1) || PG_ARGISNULL(2))
-		refuse_null("name");
+	if (PG_ARGISNULL(1) || PG_ARGISNULL(2) || PG_ARGISNULL(3))
+		refuse_null("name, required or max_bytes");
 	name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (!PG_ARGISNULL(0))
-		check_id(text_to_cstring(PG_GETARG_TEXT_PP(0)), name);
+	{
+		char	   *value = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+		check_text(value, name, PG_GETARG_INT32(3));
+		check_user_id(value, name);
+	}
 	else if (PG_GETARG_BOOL(2))
 		refuse_null(name);
 	PG_RETURN_BOOL(true);
 }
 
-/* The row type that a verb answers with. */
+/*
+ * The row type that a function answers with.  Looking it up costs as much as
+ * deciding a call does, and it stays as it is for the life of the function.
+ */
 TupleDesc
 answer_desc(FunctionCallInfo fcinfo)
 {
+	static struct
+	{
+		Oid			function;
+		TupleDesc	desc;
+	}			known[8];
+	static int	nknown = 0;
 	TupleDesc	desc;
+	MemoryContext old;
+
+	for (int i = 0; i < nknown; i++)
+		if (known[i].function == fcinfo->flinfo->fn_oid)
+			return known[i].desc;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	return BlessTupleDesc(desc);
+	if (nknown == lengthof(known))
+		return BlessTupleDesc(desc);
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	known[nknown].desc = BlessTupleDesc(CreateTupleDescCopy(desc));
+	known[nknown].function = fcinfo->flinfo->fn_oid;
+	MemoryContextSwitchTo(old);
+	return known[nknown++].desc;
 }
 
 Datum
@@ -150,4 +183,11 @@ number_or_null(OptionalInt64 number, bool *isnull)
 {
 	*isnull = !number.given;
 	return Int64GetDatum(number.value);
+}
+
+/* Whether two texts are the same, NULL being the same as NULL. */
+bool
+same_text(const char *a, const char *b)
+{
+	return (a == NULL || b == NULL) ? a == b : strcmp(a, b) == 0;
 }

@@ -99,12 +99,6 @@ agent_passes(const char *agent_id, const Agent *agent, TimestampTz ts, Decision 
 /* ---- 2. a retry: the first answer again ---- */
 
 static bool
-same_text(const char *a, const char *b)
-{
-	return (a == NULL || b == NULL) ? a == b : strcmp(a, b) == 0;
-}
-
-static bool
 same_number(OptionalInt64 a, OptionalInt64 b)
 {
 	return a.given == b.given && (!a.given || a.value == b.value);
@@ -140,15 +134,14 @@ check_same_call(const Call *call, const LedgerRow *first)
 }
 
 static bool
-is_retry(const Call *call, const Agent *agent, Decision *decision)
+is_retry(const Call *call, const Profile *profile, Decision *decision)
 {
 	LedgerRow  *first;
 	Budget		budget;
-	Subject		subject = agent_subject(agent);
+	Subject		subject = agent_subject(&profile->agent);
 
 	if (call->request_id == NULL)
 		return false;
-	ledger_lock_request(call->agent_id, call->request_id);
 	first = ledger_find_request(LEDGER_AUTHORIZE, call->agent_id, call->request_id, call->ts);
 	if (first == NULL)
 		return false;
@@ -160,7 +153,8 @@ is_retry(const Call *call, const Agent *agent, Decision *decision)
 	decision->audit_id = first->id;
 	decision->policy_id = first->policy_id;
 	decision->granted = first->tokens_cost;
-	budget_read(&budget, &subject, call->ts);
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+	budget_peek(&budget);
 	tell_remaining(decision, &budget);
 	return true;
 }
@@ -168,7 +162,7 @@ is_retry(const Call *call, const Agent *agent, Decision *decision)
 /* ---- 3. permission ---- */
 
 static bool
-permission_passes(const Call *call, PermissionVerdict *verdict, Decision *decision)
+permission_passes(const Call *call, const Profile *profile, PermissionVerdict *verdict, Decision *decision)
 {
 	PermissionRequest request = {
 		.action = call->action,
@@ -178,7 +172,7 @@ permission_passes(const Call *call, PermissionVerdict *verdict, Decision *decisi
 		.ts = call->ts,
 	};
 
-	*verdict = permission_check(call->agent_id, &request);
+	*verdict = permission_check(profile, &request);
 	if (verdict->ncandidates == 0)
 		refuse(decision, "denied", verdict->code, verdict->reason);
 	return decision->result == NULL;
@@ -186,20 +180,46 @@ permission_passes(const Call *call, PermissionVerdict *verdict, Decision *decisi
 
 /* ---- 4. budget: the rate per hour, then the budgets ---- */
 
+/* What was decided under the counters' locks, where nothing is put into words. */
+typedef struct Charge
+{
+	const Candidate *taken;		/* NULL: every candidate's rate is used up */
+	const Candidate *soonest;	/* then the one that has room first */
+	TimestampTz rate_retry_at;
+	BudgetVerdict verdict;
+} Charge;
+
+static void
+open_counters(CounterSet *counters, const Call *call, const Subject *subject, PermissionVerdict *permission)
+{
+	int64	   *rated = palloc(sizeof(int64) * permission->ncandidates);
+	int			nrated = 0;
+
+	for (int i = 0; i < permission->ncandidates; i++)
+	{
+		Candidate  *candidate = &permission->candidates[i];
+
+		candidate->rate = candidate->max_calls_per_hour > 0 ? nrated : -1;
+		if (candidate->rate >= 0)
+			rated[nrated++] = candidate->permission_id;
+	}
+	counter_open(counters, subject, call->ts, rated, nrated);
+}
+
 /*
  * When a candidate has room: now (DT_NOBEGIN), or at the first mark of five
  * minutes at which enough of its calls have left the hour.
  */
 static TimestampTz
-room_at(const Call *call, const Candidate *candidate)
+room_at(const CounterSet *counters, const Candidate *candidate)
 {
 	int64		calls[RATE_WINDOWS];
 	int64		sum = 0;
-	TimestampTz mark = unit_floor(call->ts, RATE_WINDOW);
+	TimestampTz mark = period_start(PERIOD_RATE, counters->ts);	/* the current window */
 
-	if (candidate->max_calls_per_hour == 0)
+	if (candidate->rate < 0)
 		return DT_NOBEGIN;
-	counter_read_rate(call->agent_id, candidate->permission_id, call->ts, calls);
+	counter_rate(counters, candidate->rate, calls);
 	for (int i = 0; i < RATE_WINDOWS; i++)
 		sum += calls[i];
 	if (sum < candidate->max_calls_per_hour)
@@ -213,73 +233,109 @@ room_at(const Call *call, const Candidate *candidate)
 }
 
 /* Takes the first candidate whose rate per hour has room. */
-static bool
-rate_passes(const Call *call, const PermissionVerdict *verdict, Decision *decision)
+static void
+take_candidate(const CounterSet *counters, const PermissionVerdict *permission, Charge *charge)
 {
-	TimestampTz soonest = DT_NOEND;
-
-	for (int i = 0; i < verdict->ncandidates; i++)
+	charge->taken = NULL;
+	charge->rate_retry_at = DT_NOEND;
+	for (int i = 0; i < permission->ncandidates && charge->taken == NULL; i++)
 	{
-		TimestampTz room = room_at(call, &verdict->candidates[i]);
+		TimestampTz room = room_at(counters, &permission->candidates[i]);
 
 		if (room == DT_NOBEGIN)
+			charge->taken = &permission->candidates[i];
+		else if (room < charge->rate_retry_at)
 		{
-			decision->permission_id = verdict->candidates[i].permission_id;
-			return true;
+			charge->soonest = &permission->candidates[i];
+			charge->rate_retry_at = room;
 		}
-		soonest = Min(soonest, room);
 	}
-	decision->permission_id = verdict->candidates[0].permission_id;
-	decision->retry_at = soonest;
-	refuse(decision, "rate_limited", "rate_limited",
-		   psprintf("permission %lld allows %lld calls per hour, and they are used up; retry from %s on",
-					(long long) verdict->candidates[0].permission_id,
-					(long long) verdict->candidates[0].max_calls_per_hour,
-					format_utc(soonest)));
-	return false;
+}
+
+/* Checks rate and budgets, then charges them, all or none. */
+static Charge
+charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict *permission, Budget *budget)
+{
+	Charge		charge = {0};
+
+	take_candidate(counters, permission, &charge);
+	if (charge.taken != NULL)
+	{
+		budget_read(budget, counters);
+		charge.verdict = budget_check(budget, call->tokens_cost, call->min_tokens);
+		if (charge.verdict.admitted)
+			counter_charge(counters, charge.verdict.granted.value, 1, charge.taken->rate);
+	}
+	counter_close(counters);
+	return charge;
 }
 
 static void
-apply_verdict(const BudgetVerdict *verdict, Decision *decision)
+refuse_rate(const Charge *charge, Decision *decision)
 {
+	decision->permission_id = charge->soonest->permission_id;
+	decision->retry_at = charge->rate_retry_at;
+	refuse(decision, "rate_limited", "rate_limited",
+		   psprintf("permission %lld allows %lld calls per hour, and they are used up; retry from %s on",
+					(long long) charge->soonest->permission_id,
+					(long long) charge->soonest->max_calls_per_hour,
+					format_utc(charge->rate_retry_at)));
+}
+
+/* Puts a budget's verdict into the answer. */
+static void
+apply_verdict(const Call *call, const Budget *budget, const BudgetVerdict *verdict, Decision *decision)
+{
+	char	   *reason = budget_reason(budget, verdict, call->tokens_cost, call->min_tokens);
+
 	if (verdict->refusal != NULL)
 	{
-		refuse(decision, refusal_result(verdict->refusal->action), "budget_exceeded", verdict->reason);
+		refuse(decision, refusal_result(verdict->refusal->action), "budget_exceeded", reason);
 		decision->policy_id = verdict->refusal->policy_id;
+		decision->retry_at = verdict->retry_at;
+	}
+	else if (verdict->pending != NULL)
+	{
+		refuse(decision, "rate_limited", "budget_pending", reason);
+		decision->policy_id = verdict->pending->policy_id;
 		decision->retry_at = verdict->retry_at;
 	}
 	else
 	{
 		decision->result = "allowed";
 		decision->code = verdict->warning ? "budget_warning" : "allowed";
-		decision->reason = verdict->reason;
+		decision->reason = reason;
 		decision->policy_id = verdict->warning ? verdict->warning->policy_id : NULL;
 		decision->granted = verdict->granted;
 	}
 }
 
 static void
-decide_by_budget(const Call *call, const Agent *agent, const PermissionVerdict *permission, Decision *decision)
+decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *permission, Decision *decision)
 {
-	Subject		subject = agent_subject(agent);
+	Subject		subject = agent_subject(&profile->agent);
 	Budget		budget;
-	BudgetVerdict verdict;
+	CounterSet	counters;
+	Charge		charge;
 
-	budget_lock_and_read(&budget, &subject, call->ts, permission->rated);
-	if (!rate_passes(call, permission, decision))
-		return;
-
-	verdict = budget_check(&budget, call->tokens_cost, call->min_tokens);
-	apply_verdict(&verdict, decision);
-	if (is_admitted(decision))
-		budget_charge(&budget, decision->granted.value, 1);
-	else
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+	open_counters(&counters, call, &subject, permission);
+	charge = charge_counters(call, &counters, permission, &budget);
+	if (charge.taken == NULL)
 	{
-		decision->permission_id = 0;
-		if (verdict.refusal->action == ACTION_REVOKE)
-			catalog_revoke_agent(call->agent_id,
-								 psprintf("policy %s", verdict.refusal->policy_id), call->ts);
+		refuse_rate(&charge, decision);
+		return;
 	}
+
+	apply_verdict(call, &budget, &charge.verdict, decision);
+	if (charge.verdict.admitted)
+	{
+		decision->permission_id = charge.taken->permission_id;
+		budget_charge(&budget, decision->granted.value, 1);
+	}
+	else if (charge.verdict.refusal != NULL && charge.verdict.refusal->action == ACTION_REVOKE)
+		catalog_revoke_agent(call->agent_id,
+							 psprintf("policy %s", charge.verdict.refusal->policy_id), call->ts);
 	tell_remaining(decision, &budget);
 }
 
@@ -320,15 +376,22 @@ static Decision
 authorize(const Call *call)
 {
 	Decision	decision = {.retry_at = DT_NOEND};
-	Agent	   *agent = catalog_agent(call->agent_id);
+	const Profile *profile;
+	const Agent *agent;
 	PermissionVerdict permission;
+
+	/* before anything is looked up, as it may wait */
+	if (call->request_id != NULL)
+		ledger_lock_request(call->agent_id, call->request_id);
+	profile = catalog_profile(call->agent_id);
+	agent = profile ? &profile->agent : NULL;
 
 	if (agent_passes(call->agent_id, agent, call->ts, &decision))
 	{
-		if (is_retry(call, agent, &decision))
+		if (is_retry(call, profile, &decision))
 			return decision;
-		if (permission_passes(call, &permission, &decision))
-			decide_by_budget(call, agent, &permission, &decision);
+		if (permission_passes(call, profile, &permission, &decision))
+			decide_by_budget(call, profile, &permission, &decision);
 	}
 	write_ledger(call, agent, &decision);
 	return decision;
@@ -365,7 +428,6 @@ kavach_authorize(PG_FUNCTION_ARGS)
 {
 	Call		call = read_call(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);
-	OwnerRights owner;
 	Decision	decision;
 	Datum		values[9];
 	bool		nulls[9] = {false};
@@ -373,9 +435,7 @@ kavach_authorize(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kavach_authorize()");
 	PreventCommandIfParallelMode("kavach_authorize()");
 
-	query_begin(&owner);
 	decision = authorize(&call);
-	query_end(&owner);
 
 	values[0] = BoolGetDatum(is_admitted(&decision));
 	values[1] = CStringGetTextDatum(decision.code);
@@ -392,21 +452,21 @@ kavach_authorize(PG_FUNCTION_ARGS)
 
 /* What authorize would say of agent and budgets, without locks and charges. */
 static Decision
-advise(const char *agent_id, OptionalInt64 cost, TimestampTz ts)
+advise(const Call *call)
 {
 	Decision	decision = {.retry_at = DT_NOEND};
-	OptionalInt64 none = {0};
-	Agent	   *agent = catalog_agent(agent_id);
+	const Profile *profile = catalog_profile(call->agent_id);
 
-	if (agent_passes(agent_id, agent, ts, &decision))
+	if (agent_passes(call->agent_id, profile ? &profile->agent : NULL, call->ts, &decision))
 	{
-		Subject		subject = agent_subject(agent);
+		Subject		subject = agent_subject(&profile->agent);
 		Budget		budget;
 		BudgetVerdict verdict;
 
-		budget_read(&budget, &subject, ts);
-		verdict = budget_check(&budget, cost, none);
-		apply_verdict(&verdict, &decision);
+		budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+		budget_peek(&budget);
+		verdict = budget_check(&budget, call->tokens_cost, call->min_tokens);
+		apply_verdict(call, &budget, &verdict, &decision);
 		tell_remaining(&decision, &budget);
 	}
 	return decision;
@@ -416,19 +476,19 @@ advise(const char *agent_id, OptionalInt64 cost, TimestampTz ts)
 Datum
 kavach_check_budget(PG_FUNCTION_ARGS)
 {
-	char	   *agent_id = required_id_arg(fcinfo, 0, "agent_id");
-	OptionalInt64 cost = count_arg(fcinfo, 1, "tokens_cost");
+	Call		call = {
+		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
+		.tokens_cost = count_arg(fcinfo, 1, "tokens_cost"),
+		.ts = clock_now(),
+	};
 	TupleDesc	desc = answer_desc(fcinfo);
-	OwnerRights owner;
 	Decision	decision;
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
 	PreventCommandIfParallelMode("kavach_check_budget()");
 
-	query_begin(&owner);
-	decision = advise(agent_id, cost, clock_now());
-	query_end(&owner);
+	decision = advise(&call);
 
 	values[0] = BoolGetDatum(is_admitted(&decision));
 	values[1] = CStringGetTextDatum(decision.code);

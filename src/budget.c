@@ -7,8 +7,8 @@
  * refuse, the severest action names the answer, then the narrowest scope, the
  * longest window, the policy_id.
  *
- * Whoever decides reads the limits again once he holds the scopes' locks, so
- * that a limit that committed meanwhile binds him (counter.c has the locks).
+ * budget_read, budget_check and budget_used_up run under the counters' locks:
+ * they only compute.  What people read is put into words afterwards.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -32,14 +32,24 @@ refusal_result(PolicyAction action)
 
 /* ---- reading ---- */
 
-static int
-limited_scopes(const Budget *budget)
+/* A budget that binds a call, from its limits; how they stand is not known yet. */
+void
+budget_prepare(Budget *budget, const BudgetLimit *limits, int nlimits,
+			   const Subject *subject, TimestampTz ts)
 {
-	int			scopes_bound = 0;
+	budget->subject = *subject;
+	budget->ts = ts;
+	budget->nlimits = nlimits;
+	budget->limits = palloc(sizeof(BudgetLimit) * Max(nlimits, 1));
+	memcpy(budget->limits, limits, sizeof(BudgetLimit) * nlimits);
+	for (int i = 0; i < nlimits; i++)
+	{
+		BudgetLimit *limit = &budget->limits[i];
 
-	for (int i = 0; i < budget->nlimits; i++)
-		scopes_bound |= SCOPE_BIT(budget->limits[i].scope);
-	return scopes_bound;
+		limit->window_end = period_end(limit->period, ts);
+		limit->baseline_applies = limit->has_baseline &&
+			limit->baseline_start == period_start(limit->period, ts);
+	}
 }
 
 /*
@@ -54,102 +64,66 @@ counted(const BudgetLimit *limit)
 	if (!limit->baseline_applies)
 		return limit->usage;
 	if (pg_sub_s64_overflow(limit->usage, limit->baseline, &rest))
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("bigint out of range")));
+		return limit->usage > 0 ? PG_INT64_MAX : 0;
 	return Max(rest, 0);
 }
 
-/* Fills in how the limits of one scope stand, with one look at its usage. */
 static void
-read_scope(Budget *budget, ScopeKind scope)
+stand(BudgetLimit *limit, const Usage *usage)
 {
-	Usage		usage[NUM_PERIODS];
-	PeriodKind	longest = PERIOD_HOUR;
+	limit->usage = usage->used[limit->measure];
+	limit->pending = usage->pending[limit->measure];
+	limit->used = counted(limit);
+}
 
-	for (int i = 0; i < budget->nlimits; i++)
-		if (budget->limits[i].scope == scope)
-			longest = Max(longest, budget->limits[i].period);
-
-	counter_read(scope, budget->subject.ids[scope], budget->ts, longest, usage);
+/* How the limits stand by the counters of the call, which are locked. */
+void
+budget_read(Budget *budget, const CounterSet *counters)
+{
 	for (int i = 0; i < budget->nlimits; i++)
 	{
-		BudgetLimit	   *limit = &budget->limits[i];
+		BudgetLimit *limit = &budget->limits[i];
+		Usage		usage = counter_usage(counters, limit->scope, limit->period);
 
-		if (limit->scope != scope)
-			continue;
-		limit->baseline_applies = limit->has_baseline &&
-			limit->baseline_start == period_start(limit->period, budget->ts);
-		limit->usage = usage[limit->period].used[limit->measure];
-		limit->used = counted(limit);
-		limit->window_end = period_end(limit->period, budget->ts);
+		stand(limit, &usage);
 	}
 }
 
-static void
-read_usage(Budget *budget)
+/* How the limits stand as of now: advice, not a decision. */
+void
+budget_peek(Budget *budget)
 {
-	int			bound = limited_scopes(budget);
+	int			wanted[NUM_SCOPES] = {0};
+	Usage		usage[NUM_SCOPES][NUM_PERIODS];
 
+	for (int i = 0; i < budget->nlimits; i++)
+		wanted[budget->limits[i].scope] |= PERIOD_BIT(budget->limits[i].period);
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (bound & SCOPE_BIT(scope))
-			read_scope(budget, scope);
-}
-
-/* The budget as of now, without a lock: advice, not a decision. */
-void
-budget_read(Budget *budget, const Subject *subject, TimestampTz ts)
-{
-	budget->subject = *subject;
-	budget->ts = ts;
-	budget->limits = catalog_limits(subject, &budget->nlimits);
-	read_usage(budget);
-}
-
-/*
- * The budget, with the locks that keep it as it is until the transaction ends.
- * lock_agent: the agent's scope is locked too, for a rate per hour.
- */
-void
-budget_lock_and_read(Budget *budget, const Subject *subject, TimestampTz ts, bool lock_agent)
-{
-	int			agent = lock_agent ? SCOPE_BIT(SCOPE_AGENT) : 0;
-	int			needed;
-
-	budget->subject = *subject;
-	budget->ts = ts;
-	budget->limits = catalog_limits(subject, &budget->nlimits);
-	needed = agent | limited_scopes(budget);
-	for (;;)
-	{
-		int			locked = needed;
-
-		counter_lock(subject, locked);
-		budget->limits = catalog_limits(subject, &budget->nlimits);
-		needed = agent | limited_scopes(budget);
-		if ((needed & ~locked) == 0)
-			break;
-		counter_unlock(subject, locked);
-	}
-	read_usage(budget);
+		if (wanted[scope] != 0)
+			counter_peek(scope, budget->subject.ids[scope], budget->ts, wanted[scope], usage[scope]);
+	for (int i = 0; i < budget->nlimits; i++)
+		stand(&budget->limits[i], &usage[budget->limits[i].scope][budget->limits[i].period]);
 }
 
 /* ---- deciding ---- */
 
 /*
  * Whether the limit has room for "cost" more tokens (0: none asked for), or
- * for one more call.  Written so that nothing can overflow.
+ * for one more call, beside what is pending in other transactions or as if
+ * that were not there.  Nothing can overflow: pending is never negative.
  */
 static bool
-has_room(const BudgetLimit *limit, int64 cost)
+has_room(const BudgetLimit *limit, int64 cost, bool beside_pending)
 {
 	int64		left;
 
+	if (pg_sub_s64_overflow(limit->amount, limit->used, &left))
+		return true;			/* used is far below 0 */
+	if (beside_pending && pg_sub_s64_overflow(left, limit->pending, &left))
+		return false;
 	if (limit->measure == MEASURE_CALLS)
 		cost = 1;
-	if (cost == 0)
-		return limit->used < limit->amount;
-	return pg_sub_s64_overflow(limit->amount, limit->used, &left) || cost <= left;
+	return cost == 0 ? left > 0 : cost <= left;
 }
 
 /* What is left under a limit, never below 0. */
@@ -159,26 +133,35 @@ left_under(const BudgetLimit *limit)
 	int64		left;
 
 	if (pg_sub_s64_overflow(limit->amount, limit->used, &left))
-		return PG_INT64_MAX;
+		left = PG_INT64_MAX;
+	if (pg_sub_s64_overflow(left, limit->pending, &left))
+		left = 0;
 	return Max(left, 0);
 }
 
-/* Whether a names an answer rather than b. */
+/* Of two limits with equal action, whether a names the answer rather than b. */
 static bool
-precedes(const BudgetLimit *a, const BudgetLimit *b)
+is_closer(const BudgetLimit *a, const BudgetLimit *b)
 {
 	int			order;
 
 	if (b == NULL)
 		return true;
-	if (a->action != b->action)
-		return a->action > b->action;
 	if (a->scope != b->scope)
 		return a->scope < b->scope;
 	if (a->period != b->period)
 		return a->period > b->period;
 	order = strcmp(a->policy_id, b->policy_id);
 	return order != 0 ? order < 0 : a->measure < b->measure;
+}
+
+/* Whether a names the answer rather than b: the severest, then the closest. */
+static bool
+precedes(const BudgetLimit *a, const BudgetLimit *b)
+{
+	if (b == NULL || a->action != b->action)
+		return b == NULL || a->action > b->action;
+	return is_closer(a, b);
 }
 
 /* Whether the limit can never hold the cost, however empty its window. */
@@ -188,60 +171,6 @@ exceeds_alone(const BudgetLimit *limit, int64 cost)
 	if (limit->measure == MEASURE_CALLS || cost == 0)
 		return limit->amount == 0;
 	return cost > limit->amount;
-}
-
-static const char *
-scope_phrase(const BudgetLimit *limit)
-{
-	return limit->scope == SCOPE_ALL ? "all agents" : psprintf("%s \"%s\"", scopes[limit->scope].name, limit->subject);
-}
-
-/* "policy pol_x: 4900 of 5000 tokens used this month by user "alice"" */
-static char *
-standing(const BudgetLimit *limit)
-{
-	return psprintf("policy %s: %lld of %lld %s used %s by %s",
-					limit->policy_id, (long long) limit->used, (long long) limit->amount,
-					limit->measure == MEASURE_TOKENS ? "tokens" : "calls",
-					periods[limit->period].phrase, scope_phrase(limit));
-}
-
-/* What does not fit, and what to do about it. */
-static char *
-refusal_reason(const BudgetLimit *limit, int64 cost, TimestampTz retry_at)
-{
-	const char *excess;
-	const char *next;
-
-	if (limit->measure == MEASURE_CALLS)
-		excess = "one more call does not fit";
-	else if (cost == 0)
-		excess = "nothing is left";
-	else
-		excess = psprintf("%lld more do not fit", (long long) cost);
-
-	if (limit->action == ACTION_REVOKE)
-		next = "the agent is revoked; kavach_restore_agent() restores it";
-	else if (retry_at == DT_NOEND)
-		next = "kavach_update_policy() raises the limit, kavach_reset_policy() forgives what is used";
-	else
-		next = psprintf("retry from %s on, or see kavach_update_policy() and kavach_reset_policy()",
-						format_utc(retry_at));
-	return psprintf("%s, %s; %s", standing(limit), excess, next);
-}
-
-static char *
-admission_reason(const BudgetVerdict *verdict, OptionalInt64 cost)
-{
-	char	   *partly = NULL;
-
-	if (verdict->granted.given && verdict->granted.value < cost.value)
-		partly = psprintf("%lld of %lld tokens granted",
-						  (long long) verdict->granted.value, (long long) cost.value);
-	if (verdict->warning == NULL)
-		return partly;
-	return psprintf("%s%s%s, and this call passes the limit",
-					partly ? partly : "", partly ? "; " : "", standing(verdict->warning));
 }
 
 /*
@@ -256,54 +185,53 @@ budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens)
 
 	for (int i = 0; i < budget->nlimits; i++)
 	{
-		BudgetLimit	   *limit = &budget->limits[i];
+		BudgetLimit *limit = &budget->limits[i];
 
 		if (limit->action == ACTION_WARN)
 			continue;
-		if (!has_room(limit, need))
+		if (!has_room(limit, need, false))
 		{
 			if (precedes(limit, verdict.refusal))
 				verdict.refusal = limit;
 			verdict.retry_at = Max(verdict.retry_at,
 								   exceeds_alone(limit, need) ? DT_NOEND : limit->window_end);
 		}
+		else if (!has_room(limit, need, true))
+		{
+			if (is_closer(limit, verdict.pending))
+				verdict.pending = limit;
+		}
 		else if (min_tokens.given && limit->measure == MEASURE_TOKENS)
 			verdict.granted.value = Min(verdict.granted.value, left_under(limit));
 	}
 	if (verdict.refusal != NULL)
-	{
-		verdict.reason = refusal_reason(verdict.refusal, need, verdict.retry_at);
-		return verdict;
-	}
+		verdict.pending = NULL;
+	else if (verdict.pending != NULL)
+		verdict.retry_at = budget->ts + USECS_PER_SEC;
+	verdict.admitted = verdict.refusal == NULL && verdict.pending == NULL;
 
-	for (int i = 0; i < budget->nlimits; i++)
+	for (int i = 0; i < budget->nlimits && verdict.admitted; i++)
 	{
-		BudgetLimit	   *limit = &budget->limits[i];
+		BudgetLimit *limit = &budget->limits[i];
 
-		if (limit->action == ACTION_WARN && !has_room(limit, verdict.granted.value) &&
-			precedes(limit, verdict.warning))
+		if (limit->action == ACTION_WARN && !has_room(limit, verdict.granted.value, true) &&
+			is_closer(limit, verdict.warning))
 			verdict.warning = limit;
 	}
-	verdict.reason = admission_reason(&verdict, cost);
 	return verdict;
 }
 
 /*
- * Counts a charge in, for the figures that the answer gives: the ledger row is
- * what charges.
+ * Counts a charge in, for the figures that the answer gives.
  */
 void
 budget_charge(Budget *budget, int64 tokens, int64 calls)
 {
 	for (int i = 0; i < budget->nlimits; i++)
 	{
-		BudgetLimit	   *limit = &budget->limits[i];
+		BudgetLimit *limit = &budget->limits[i];
 
-		if (pg_add_s64_overflow(limit->usage, limit->measure == MEASURE_TOKENS ? tokens : calls, &limit->usage))
-			ereport(ERROR,
-					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-					 errmsg("bigint out of range"),
-					 errdetail("The usage of %s would pass what can be counted.", scope_phrase(limit))));
+		limit->usage += limit->measure == MEASURE_TOKENS ? tokens : calls;
 		limit->used = counted(limit);
 	}
 }
@@ -312,10 +240,11 @@ budget_charge(Budget *budget, int64 tokens, int64 calls)
 BudgetLimit *
 budget_used_up(Budget *budget)
 {
-	BudgetLimit	   *result = NULL;
+	BudgetLimit *result = NULL;
 
 	for (int i = 0; i < budget->nlimits; i++)
-		if (budget->limits[i].used >= budget->limits[i].amount && precedes(&budget->limits[i], result))
+		if (!has_room(&budget->limits[i], budget->limits[i].measure == MEASURE_CALLS, true) &&
+			precedes(&budget->limits[i], result))
 			result = &budget->limits[i];
 	return result;
 }
@@ -328,7 +257,7 @@ budget_remaining(Budget *budget, MeasureKind measure)
 
 	for (int i = 0; i < budget->nlimits; i++)
 	{
-		BudgetLimit	   *limit = &budget->limits[i];
+		BudgetLimit *limit = &budget->limits[i];
 
 		if (limit->action == ACTION_WARN || limit->measure != measure)
 			continue;
@@ -336,4 +265,70 @@ budget_remaining(Budget *budget, MeasureKind measure)
 		result.given = true;
 	}
 	return result;
+}
+
+/* ---- in words ---- */
+
+/* "policy pol_x: 4900 of 5000 tokens used this month by user "alice"" */
+static char *
+standing(const Budget *budget, const BudgetLimit *limit)
+{
+	const char *id = budget->subject.ids[limit->scope];
+
+	return psprintf("policy %s: %lld of %lld %s used %s by %s",
+					limit->policy_id, (long long) limit->used, (long long) limit->amount,
+					limit->measure == MEASURE_TOKENS ? "tokens" : "calls",
+					periods[limit->period].phrase,
+					id ? psprintf("%s \"%s\"", scopes[limit->scope].name, id) : "all agents");
+}
+
+/* What does not fit, and what to do about it. */
+static char *
+refusal_reason(const Budget *budget, const BudgetVerdict *verdict, int64 cost)
+{
+	const BudgetLimit *limit = verdict->refusal;
+	const char *excess;
+	const char *next;
+
+	if (limit->measure == MEASURE_CALLS)
+		excess = "one more call does not fit";
+	else if (cost == 0)
+		excess = "nothing is left";
+	else
+		excess = psprintf("%lld more do not fit", (long long) cost);
+
+	if (limit->action == ACTION_REVOKE)
+		next = "such a call revokes the agent; kavach_restore_agent() restores it";
+	else if (verdict->retry_at == DT_NOEND)
+		next = "kavach_update_policy() raises the limit, kavach_reset_policy() forgives what is used";
+	else
+		next = psprintf("retry from %s on, or see kavach_update_policy() and kavach_reset_policy()",
+						format_utc(verdict->retry_at));
+	return psprintf("%s, %s; %s", standing(budget, limit), excess, next);
+}
+
+static char *
+admission_reason(const Budget *budget, const BudgetVerdict *verdict, OptionalInt64 cost)
+{
+	char	   *partly = NULL;
+
+	if (verdict->granted.given && verdict->granted.value < cost.value)
+		partly = psprintf("%lld of %lld tokens granted",
+						  (long long) verdict->granted.value, (long long) cost.value);
+	if (verdict->warning == NULL)
+		return partly;
+	return psprintf("%s%s%s, and this call passes the limit",
+					partly ? partly : "", partly ? "; " : "", standing(budget, verdict->warning));
+}
+
+/* A sentence for people on a verdict, before its charge is counted in; may be NULL. */
+char *
+budget_reason(const Budget *budget, const BudgetVerdict *verdict, OptionalInt64 cost, OptionalInt64 min_tokens)
+{
+	if (verdict->refusal != NULL)
+		return refusal_reason(budget, verdict, min_tokens.given ? min_tokens.value : cost.value);
+	if (verdict->pending != NULL)
+		return psprintf("%s, and %lld more are pending in open transactions; retry in a second",
+						standing(budget, verdict->pending), (long long) verdict->pending->pending);
+	return admission_reason(budget, verdict, cost);
 }

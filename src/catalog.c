@@ -1,44 +1,111 @@
 /*-------------------------------------------------------------------------
  * catalog.c
- *		Agents, permissions and policies, looked up.
+ *		Agents, permissions and policies, looked up and cached.
  *
- * Every lookup reads the latest snapshot, so that a change that has committed
- * anywhere is obeyed by the next call, also in a transaction already open.
- * Callers are between query_begin and query_end.
+ * A profile is all that a call needs to know of an agent: itself, its
+ * permissions, the limits that bind it.  One query fetches it, in the latest
+ * snapshot, and each backend keeps it while its generations stand.
+ *
+ * Generations are counters in shared memory: one for a slot of agents (by
+ * hash of database and agent), one for all policies of a database's slot.
+ * Triggers on the tables (ENABLE ALWAYS, by row, as logical replication fires
+ * no others; and on TRUNCATE) note what a transaction changes, and its commit
+ * advances those generations, when it is visible and before the client is
+ * told.  So a change that has committed is obeyed by the next call in every
+ * session, also in a transaction already open.
+ *
+ * A profile is valid while the generations that were read before its query's
+ * snapshot stand.  A transaction that has changed any of these tables itself
+ * reads past the cache and puts nothing in until it ends, since it may yet
+ * roll back.  Nothing is cached on a standby, whose changes fire no trigger,
+ * nor where kavach is not preloaded.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
+#include "access/htup_details.h"
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "common/hashfn.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
 
-static Statement find_agent = {
-	.sql = "SELECT user_id, tenant_id, status = 'revoked', status_reason, expires_at"
-	"  FROM kavach.agent WHERE agent_id = $1",
+#define AGENT_SLOTS			1024
+#define POLICY_SLOTS		64
+#define MAX_CACHED_PROFILES 131072
+
+typedef struct Generations
+{
+	pg_atomic_uint64 agents[AGENT_SLOTS];
+	pg_atomic_uint64 policies[POLICY_SLOTS];
+} Generations;
+
+typedef struct CachedProfile
+{
+	char		agent_id[MAX_ID_BYTES + 1]; /* hash key */
+	uint64		agent_generation;
+	uint64		policy_generation;
+	Profile    *profile;		/* in a memory context of its own */
+	MemoryContext context;
+} CachedProfile;
+
+static Generations *generations = NULL;
+
+static HTAB *profiles = NULL;
+static Oid	profiles_ledger = InvalidOid;	/* which the profiles belong to */
+
+/* What this transaction has changed. */
+static bool changed_any = false;
+static bool changed_policies = false;
+static uint64 changed_agents[AGENT_SLOTS / 64];
+
+PG_FUNCTION_INFO_V1(kavach_note_change);
+
+/*
+ * The parts of a profile, a row each: 1 the agent, 2 a permission, 3 a limit.
+ * Policies are found by scope and subject, an index each.
+ */
+#define LIMITS_OF(subjects) \
+	"SELECT 3 AS part, p.policy_id, p.scope, p.action, l.measure, l.period, p.each AS flag," \
+	"       l.amount AS number, b.usage, b.period_start AS ts, NULL::text[], NULL::jsonb" \
+	"  FROM " subjects \
+	" CROSS JOIN LATERAL (" \
+	"    SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject = s.subject" \
+	"     UNION ALL" \
+	"    SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL" \
+	"       AND (s.subject IS NOT NULL OR s.scope = 'all')) p" \
+	"  JOIN kavach.budget_limit l ON l.policy_id = p.policy_id" \
+	"  LEFT JOIN kavach.budget_baseline b" \
+	"    ON (b.policy_id, b.measure, b.period) = (l.policy_id, l.measure, l.period)" \
+	"   AND b.subject IS NOT DISTINCT FROM s.subject" \
+	" WHERE p.enabled"
+
+static Statement find_profile = {
+	.sql = "WITH a AS MATERIALIZED (SELECT * FROM kavach.agent WHERE agent_id = $1)"
+	"SELECT 1 AS part, user_id, tenant_id, status_reason, NULL, NULL, status = 'revoked' AS flag,"
+	"       NULL::bigint AS number, NULL::bigint, expires_at AS ts, NULL::text[], NULL::jsonb"
+	"  FROM a"
+	" UNION ALL "
+	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL,"
+	"       permission_id, NULL, NULL, actions, constraints"
+	"  FROM kavach.permission WHERE agent_id = $1"
+	" UNION ALL "
+	LIMITS_OF("a CROSS JOIN LATERAL (VALUES ('agent', a.agent_id), ('user', a.user_id), ('tenant', a.tenant_id), ('all', NULL)) AS s (scope, subject)")
+	" ORDER BY part, number",
 	.nargs = 1,
 	.argtypes = {TEXTOID},
 };
 
-static Statement find_permissions = {
-	.sql = "SELECT permission_id, resource, actions, constraints"
-	"  FROM kavach.permission WHERE agent_id = $1 ORDER BY permission_id",
-	.nargs = 1,
-	.argtypes = {TEXTOID},
-};
-
-/* $1 agent, $2 user, $3 tenant: by scope, so that an index finds them */
 static Statement find_limits = {
-	.sql = "SELECT p.policy_id, p.scope, p.each, p.action, l.measure, l.period, l.amount,"
-	"       b.period_start, b.usage"
-	"  FROM (VALUES ('agent', $1), ('user', $2), ('tenant', $3), ('all', NULL)) AS s (scope, subject)"
-	"  JOIN kavach.budget_policy p ON p.scope = s.scope"
-	"   AND (p.subject = s.subject OR (p.subject IS NULL AND (s.subject IS NOT NULL OR s.scope = 'all')))"
-	"  JOIN kavach.budget_limit l ON l.policy_id = p.policy_id"
-	"  LEFT JOIN kavach.budget_baseline b"
-	"    ON (b.policy_id, b.measure, b.period) = (l.policy_id, l.measure, l.period)"
-	"   AND b.subject IS NOT DISTINCT FROM s.subject"
-	" WHERE p.enabled",
+	.sql = LIMITS_OF("(VALUES ('agent', $1), ('user', $2), ('tenant', $3), ('all', NULL)) AS s (scope, subject)"),
 	.nargs = 3,
 	.argtypes = {TEXTOID, TEXTOID, TEXTOID},
 };
@@ -50,48 +117,104 @@ static Statement revoke_agent = {
 	.argtypes = {TEXTOID, TEXTOID, TIMESTAMPTZOID},
 };
 
-/* The agent, or NULL when there is none of that id. */
-Agent *
-catalog_agent(const char *agent_id)
-{
-	Datum		values[] = {CStringGetTextDatum(agent_id)};
-	Agent	   *agent;
-	Datum		expires_at;
-	bool		isnull;
+/* ---- generations ---- */
 
-	if (query_select(&find_agent, values, NULL) == 0)
-		return NULL;
-	agent = palloc0(sizeof(Agent));
-	agent->agent_id = pstrdup(agent_id);
-	agent->user_id = query_text(0, 1);
-	agent->tenant_id = query_text(0, 2);
-	agent->revoked = DatumGetBool(query_datum(0, 3, &isnull));
-	agent->status_reason = query_text(0, 4);
-	expires_at = query_datum(0, 5, &isnull);
-	agent->expires = !isnull;
-	agent->expires_at = DatumGetTimestampTz(expires_at);
-	return agent;
+Size
+catalog_shmem_size(void)
+{
+	return MAXALIGN(sizeof(Generations));
 }
 
-/* The permissions of an agent, in the order in which they are tried. */
-Permission *
-catalog_permissions(const char *agent_id, int *count)
+/* Called with AddinShmemInitLock held. */
+void
+catalog_shmem_startup(void)
 {
-	Datum		values[] = {CStringGetTextDatum(agent_id)};
-	Permission *permissions;
-	bool		isnull;
+	bool		found;
 
-	*count = (int) query_select(&find_permissions, values, NULL);
-	permissions = palloc(sizeof(Permission) * Max(*count, 1));
-	for (int i = 0; i < *count; i++)
+	generations = ShmemInitStruct("kavach generations", sizeof(Generations), &found);
+	if (found)
+		return;
+	for (int i = 0; i < AGENT_SLOTS; i++)
+		pg_atomic_init_u64(&generations->agents[i], 0);
+	for (int i = 0; i < POLICY_SLOTS; i++)
+		pg_atomic_init_u64(&generations->policies[i], 0);
+}
+
+static int
+agent_slot(const char *agent_id)
+{
+	return hash_combine(hash_bytes((const unsigned char *) agent_id, strlen(agent_id)),
+						murmurhash32(MyDatabaseId)) % AGENT_SLOTS;
+}
+
+static int
+policy_slot(void)
+{
+	return MyDatabaseId % POLICY_SLOTS;
+}
+
+static void
+note_agent(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		agent_id;
+	int			slot;
+
+	if (tuple == NULL)
+		return;
+	agent_id = SPI_getbinval(tuple, desc, SPI_fnumber(desc, "agent_id"), &isnull);
+	slot = agent_slot(TextDatumGetCString(agent_id));
+	changed_agents[slot / 64] |= UINT64CONST(1) << (slot % 64);
+}
+
+/*
+ * Trigger: notes a change of an agent or its permissions (argument 'agent') or
+ * of a policy, its limits or baselines (argument 'policy').
+ */
+Datum
+kavach_note_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) || trigger->tg_trigger->tgnargs != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("kavach.note_change() must be called as a trigger with one argument")));
+	changed_any = true;
+	transaction_changed_catalog();
+	if (strcmp(trigger->tg_trigger->tgargs[0], "policy") == 0)
+		changed_policies = true;
+	else if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+		memset(changed_agents, 0xff, sizeof(changed_agents));
+	else
 	{
-		permissions[i].permission_id = DatumGetInt64(query_datum(i, 1, &isnull));
-		permissions[i].resource = query_text(i, 2);
-		permissions[i].actions = DatumGetArrayTypeP(query_datum(i, 3, &isnull));
-		permissions[i].constraints = DatumGetJsonbP(query_datum(i, 4, &isnull));
+		note_agent(trigger->tg_trigtuple, RelationGetDescr(trigger->tg_relation));
+		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+			note_agent(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation));
 	}
-	return permissions;
+	return PointerGetDatum(NULL);
 }
+
+/* At the end of the transaction: nothing here may fail. */
+void
+catalog_end_transaction(bool commit)
+{
+	if (!changed_any)
+		return;
+	if (commit && generations != NULL)
+	{
+		for (int slot = 0; slot < AGENT_SLOTS; slot++)
+			if (changed_agents[slot / 64] & (UINT64CONST(1) << (slot % 64)))
+				pg_atomic_fetch_add_u64(&generations->agents[slot], 1);
+		if (changed_policies)
+			pg_atomic_fetch_add_u64(&generations->policies[policy_slot()], 1);
+	}
+	changed_any = false;
+	changed_policies = false;
+	memset(changed_agents, 0, sizeof(changed_agents));
+}
+
+/* ---- reading a profile ---- */
 
 /* The index of a name that a CHECK constraint admits. */
 static int
@@ -102,6 +225,51 @@ kind_of(const char *name, const char *const *names, int count)
 			return i;
 	elog(ERROR, "unrecognized kind \"%s\" in a budget policy", name);
 	return 0;					/* keep compiler quiet */
+}
+
+static void
+read_agent(Profile *profile, const char *agent_id, uint64 row)
+{
+	Agent	   *agent = &profile->agent;
+	bool		isnull;
+
+	agent->agent_id = pstrdup(agent_id);
+	agent->user_id = query_text(row, 2);
+	agent->tenant_id = query_text(row, 3);
+	agent->status_reason = query_text(row, 4);
+	agent->revoked = DatumGetBool(query_datum(row, 7, &isnull));
+	agent->expires_at = DatumGetTimestampTz(query_datum(row, 10, &isnull));
+	agent->expires = !isnull;
+}
+
+static void
+read_permission(Permission *permission, uint64 row)
+{
+	bool		isnull;
+
+	permission->permission_id = query_int64(row, 8).value;
+	permission->resource = query_text(row, 2);
+	permission->actions = DatumGetArrayTypeP(query_datum(row, 11, &isnull));
+	permission->constraints = DatumGetJsonbP(query_datum(row, 12, &isnull));
+}
+
+static void
+read_limit(BudgetLimit *limit, uint64 row)
+{
+	static const char *const actions[] = {"warn", "throttle", "block", "revoke"};
+	static const char *const measures[] = {"tokens", "calls"};
+	bool		isnull;
+
+	limit->policy_id = query_text(row, 2);
+	limit->scope = scope_named(query_text(row, 3));
+	limit->action = kind_of(query_text(row, 4), actions, lengthof(actions));
+	limit->measure = kind_of(query_text(row, 5), measures, lengthof(measures));
+	limit->period = period_named(query_text(row, 6));
+	limit->each = DatumGetBool(query_datum(row, 7, &isnull));
+	limit->amount = query_int64(row, 8).value;
+	limit->baseline = query_int64(row, 9).value;
+	limit->baseline_start = DatumGetTimestampTz(query_datum(row, 10, &isnull));
+	limit->has_baseline = !isnull;
 }
 
 /* Whether an "each" limit yields to one that names the subject. */
@@ -120,21 +288,159 @@ yields(const BudgetLimit *limit, const BudgetLimit *limits, int count)
 	return false;
 }
 
+/* The limits of the rows from "first" on, without those that yield. */
+static BudgetLimit *
+read_limits(uint64 first, uint64 nrows, int *count)
+{
+	int			nfound = (int) (nrows - first);
+	BudgetLimit *found = palloc0(sizeof(BudgetLimit) * Max(nfound, 1));
+	BudgetLimit *kept = palloc(sizeof(BudgetLimit) * Max(nfound, 1));
+
+	for (int i = 0; i < nfound; i++)
+		read_limit(&found[i], first + i);
+	*count = 0;
+	for (int i = 0; i < nfound; i++)
+		if (!yields(&found[i], found, nfound))
+			kept[(*count)++] = found[i];
+	pfree(found);
+	return kept;
+}
+
+static int
+part_of(uint64 row)
+{
+	bool		isnull;
+
+	return DatumGetInt32(query_datum(row, 1, &isnull));
+}
+
+/* Reads the profile of an agent in the current memory context, or NULL. */
+static Profile *
+read_profile(const char *agent_id)
+{
+	OwnerRights owner;
+	Datum		values[] = {CStringGetTextDatum(agent_id)};
+	Profile    *profile = NULL;
+	uint64		nrows;
+
+	query_begin(&owner);
+	nrows = query_select(&find_profile, values, NULL);
+	if (nrows > 0 && part_of(0) == 1)
+	{
+		uint64		row = 1;
+
+		profile = palloc0(sizeof(Profile));
+		read_agent(profile, agent_id, 0);
+		profile->permissions = palloc(sizeof(Permission) * nrows);
+		for (; row < nrows && part_of(row) == 2; row++)
+			read_permission(&profile->permissions[profile->npermissions++], row);
+		profile->limits = read_limits(row, nrows, &profile->nlimits);
+	}
+	query_end(&owner);
+	return profile;
+}
+
+/* ---- the cache ---- */
+
+static void
+make_profiles(Oid ledger)
+{
+	HASHCTL		info = {.keysize = MAX_ID_BYTES + 1, .entrysize = sizeof(CachedProfile)};
+
+	profiles = hash_create("kavach profiles", 256, &info, HASH_ELEM | HASH_STRINGS);
+	profiles_ledger = ledger;
+}
+
+/* A call that is under way may still use the profile: it goes with the transaction. */
+static void
+discard_profile(CachedProfile *cached)
+{
+	MemoryContextSetParent(cached->context, TopTransactionContext);
+	hash_search(profiles, cached->agent_id, HASH_REMOVE, NULL);
+}
+
+static void
+discard_all_profiles(void)
+{
+	HASH_SEQ_STATUS scan;
+	CachedProfile *cached;
+
+	hash_seq_init(&scan, profiles);
+	while ((cached = hash_seq_search(&scan)) != NULL)
+		discard_profile(cached);
+}
+
+static Profile *
+cache_profile(const char *agent_id)
+{
+	uint64		agent_generation = pg_atomic_read_u64(&generations->agents[agent_slot(agent_id)]);
+	uint64		policy_generation = pg_atomic_read_u64(&generations->policies[policy_slot()]);
+	MemoryContext context;
+	MemoryContext old;
+	CachedProfile *cached;
+	Profile    *profile;
+
+	pg_read_barrier();			/* the generations, then the snapshot */
+	context = AllocSetContextCreate(CurrentMemoryContext, "kavach profile", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	profile = read_profile(agent_id);
+	MemoryContextSwitchTo(old);
+	if (profile == NULL)
+		return NULL;
+
+	if (hash_get_num_entries(profiles) >= MAX_CACHED_PROFILES)
+		discard_all_profiles();
+	cached = hash_search(profiles, agent_id, HASH_ENTER, NULL);
+	MemoryContextSetParent(context, TopMemoryContext);
+	cached->agent_generation = agent_generation;
+	cached->policy_generation = policy_generation;
+	cached->profile = profile;
+	cached->context = context;
+	return profile;
+}
+
 /*
- * The limits of enabled policies that bind the subject, without those that
- * yield.  used and window_end are left to budget.c.
+ * All that a call needs to know of an agent; NULL when there is none of that
+ * id.  It stays as it is to the end of the call at least.
+ */
+const Profile *
+catalog_profile(const char *agent_id)
+{
+	Oid			ledger = ledger_oid();
+	CachedProfile *cached;
+
+	if (generations == NULL || changed_any || RecoveryInProgress())
+		return read_profile(agent_id);
+	if (profiles == NULL)
+		make_profiles(ledger);
+	else if (profiles_ledger != ledger)
+	{
+		discard_all_profiles();
+		profiles_ledger = ledger;
+	}
+
+	cached = hash_search(profiles, agent_id, HASH_FIND, NULL);
+	if (cached != NULL)
+	{
+		if (cached->agent_generation == pg_atomic_read_u64(&generations->agents[agent_slot(agent_id)]) &&
+			cached->policy_generation == pg_atomic_read_u64(&generations->policies[policy_slot()]))
+			return cached->profile;
+		discard_profile(cached);
+	}
+	return cache_profile(agent_id);
+}
+
+/*
+ * The limits that bind a subject other than an agent with its present owner:
+ * a settlement charges the owner of then.
  */
 BudgetLimit *
 catalog_limits(const Subject *subject, int *count)
 {
-	static const char *const actions[] = {"warn", "throttle", "block", "revoke"};
-	static const char *const measures[] = {"tokens", "calls"};
+	OwnerRights owner;
 	Datum		values[3];
 	char		nulls[3];
-	BudgetLimit	   *found;
-	int			nfound,
-				kept = 0;
-	BudgetLimit	   *result;
+	BudgetLimit *limits;
 	bool		isnull;
 
 	for (int i = 0; i < 3; i++)
@@ -142,31 +448,10 @@ catalog_limits(const Subject *subject, int *count)
 		values[i] = text_or_null(subject->ids[i], &isnull);
 		nulls[i] = isnull ? 'n' : ' ';
 	}
-	nfound = (int) query_select(&find_limits, values, nulls);
-	found = palloc0(sizeof(BudgetLimit) * Max(nfound, 1));
-	for (int i = 0; i < nfound; i++)
-	{
-		BudgetLimit	   *limit = &found[i];
-
-		limit->policy_id = query_text(i, 1);
-		limit->scope = scope_named(query_text(i, 2));
-		limit->subject = subject->ids[limit->scope];
-		limit->each = DatumGetBool(query_datum(i, 3, &isnull));
-		limit->action = kind_of(query_text(i, 4), actions, lengthof(actions));
-		limit->measure = kind_of(query_text(i, 5), measures, lengthof(measures));
-		limit->period = period_named(query_text(i, 6));
-		limit->amount = query_int64(i, 7).value;
-		limit->baseline_start = DatumGetTimestampTz(query_datum(i, 8, &isnull));
-		limit->has_baseline = !isnull;
-		limit->baseline = query_int64(i, 9).value;
-	}
-
-	result = palloc(sizeof(BudgetLimit) * Max(nfound, 1));
-	for (int i = 0; i < nfound; i++)
-		if (!yields(&found[i], found, nfound))
-			result[kept++] = found[i];
-	*count = kept;
-	return result;
+	query_begin(&owner);
+	limits = read_limits(0, query_select(&find_limits, values, nulls), count);
+	query_end(&owner);
+	return limits;
 }
 
 /*
@@ -176,8 +461,11 @@ catalog_limits(const Subject *subject, int *count)
 void
 catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts)
 {
+	OwnerRights owner;
 	Datum		values[] = {CStringGetTextDatum(agent_id), CStringGetTextDatum(reason), TimestampTzGetDatum(ts)};
 
-	lock_until_end(LOCK_REVOKE, agent_id, true);
+	lock_acquire(LOCK_REVOKE, agent_id);
+	query_begin(&owner);
 	query_execute(&revoke_agent, values, NULL);
+	query_end(&owner);
 }

@@ -13,14 +13,12 @@
 #include "access/xact.h"
 #include "compat.h"
 
-#define FIRST_INSTANT	((TimestampTz) (UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
-#define END_INSTANT		((TimestampTz) (5373485 - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)	/* 10000-01-01 */
-
-const PeriodInfo periods[NUM_PERIODS] = {
+const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
 	[PERIOD_HOUR] = {"hour", "this hour"},
 	[PERIOD_DAY] = {"day", "today"},
 	[PERIOD_MONTH] = {"month", "this month"},
 	[PERIOD_TOTAL] = {"total", "in total"},
+	[PERIOD_RATE] = {"five_minutes", NULL},
 };
 
 PeriodKind
@@ -78,7 +76,7 @@ check_clock(char **newval, void **extra, GucSource source)
 		return true;
 	/* an id holds milliseconds since 1970, a report goes to the year 9999 */
 	if (parse_instant(*newval, instant) &&
-		*instant >= FIRST_INSTANT && *instant < END_INSTANT)
+		*instant >= CLOCK_START && *instant < CLOCK_END)
 		return true;
 	GUC_check_errdetail("It must be a timestamp between 1970 and 9999, such as \"2024-01-31 23:59:59Z\", or empty.");
 	return false;
@@ -146,7 +144,7 @@ month_floor(TimestampTz ts, int offset)
 }
 
 /* The last multiple of "unit" at or before ts, before 2000 as well. */
-TimestampTz
+static TimestampTz
 unit_floor(TimestampTz ts, int64 unit)
 {
 	int64		rest = ts % unit;
@@ -167,6 +165,8 @@ period_start(PeriodKind period, TimestampTz ts)
 			return month_floor(ts, 0);
 		case PERIOD_TOTAL:
 			break;
+		case PERIOD_RATE:
+			return unit_floor(ts, RATE_WINDOW);
 	}
 	return DT_NOBEGIN;
 }
@@ -184,6 +184,8 @@ period_end(PeriodKind period, TimestampTz ts)
 			return month_floor(ts, 1);
 		case PERIOD_TOTAL:
 			break;
+		case PERIOD_RATE:
+			return unit_floor(ts, RATE_WINDOW) + RATE_WINDOW;
 	}
 	return DT_NOEND;
 }

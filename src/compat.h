@@ -8,6 +8,7 @@
 #ifndef KAVACH_COMPAT_H
 #define KAVACH_COMPAT_H
 
+#include "executor/executor.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 
@@ -33,6 +34,17 @@ compat_guc_malloc(size_t size)
 	return guc_malloc(LOG, size);
 #else
 	return malloc(size);
+#endif
+}
+
+/* ExecInsertIndexTuples can be told of summarizing indexes alone since 16. */
+static inline void
+compat_insert_index_tuples(ResultRelInfo *result, TupleTableSlot *slot, EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	(void) ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL, false);
+#else
+	(void) ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL);
 #endif
 }
 

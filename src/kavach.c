@@ -8,9 +8,11 @@
  *	usage.c			kavach_record_usage and kavach_adjust: what was spent
  *	permission.c	resource patterns, actions, constraints
  *	budget.c		policies and usage to a decision
- *	counter.c		how usage is counted: locks, and sums over the ledger
+ *	counter.c		usage of every scope and window, in shared memory
+ *	tally.c			usage, summed up from the ledger: what counters are loaded from
  *	ledger.c		how rows are written and found; partitions, UUIDv7
- *	catalog.c		agents, permissions and policies, looked up
+ *	catalog.c		agents, permissions and policies, looked up and cached
+ *	transaction.c	what the end of a transaction does
  *	guard.c			what nobody may change
  *	query.c			SQL with the owner's rights, in the latest snapshot
  *	lock.c			heavyweight locks of our own
@@ -18,22 +20,64 @@
  *	argument.c		what callers hand in
  *	compat.h		what differs between versions of PostgreSQL
  *
- * Only counter.c knows how usage is counted, and only ledger.c how a row gets
- * into the ledger.
+ * Only counter.c and tally.c know how usage is counted, and only ledger.c how a
+ * row gets into the ledger.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/guc.h"
 
 PG_MODULE_MAGIC;
 
+static shmem_request_hook_type previous_shmem_request = NULL;
+static shmem_startup_hook_type previous_shmem_startup = NULL;
+
 void		_PG_init(void);
 
+static void
+request_shmem(void)
+{
+	if (previous_shmem_request)
+		previous_shmem_request();
+	RequestAddinShmemSpace(add_size(counter_shmem_size(), catalog_shmem_size()));
+	counter_request_locks();
+}
+
+static void
+startup_shmem(void)
+{
+	if (previous_shmem_startup)
+		previous_shmem_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	counter_shmem_startup();
+	catalog_shmem_startup();
+	LWLockRelease(AddinShmemInitLock);
+	if (!IsUnderPostmaster)
+		counter_warn_if_small();
+}
+
+/*
+ * Without preload there is no shared memory: reports, exports and restores
+ * work, and whoever needs the counters says what is missing.
+ */
 void
 _PG_init(void)
 {
 	clock_define_settings();
 	ledger_define_settings();
+	transaction_define_settings();
+	if (process_shared_preload_libraries_in_progress)
+	{
+		counter_define_settings();
+		previous_shmem_request = shmem_request_hook;
+		shmem_request_hook = request_shmem;
+		previous_shmem_startup = shmem_startup_hook;
+		shmem_startup_hook = startup_shmem;
+	}
 	MarkGUCPrefixReserved("kavach");
 }

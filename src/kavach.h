@@ -36,10 +36,12 @@ typedef enum ScopeKind
 	SCOPE_AGENT,
 	SCOPE_USER,
 	SCOPE_TENANT,
-	SCOPE_ALL
+	SCOPE_ALL,
+	SCOPE_PERMISSION			/* for its rate per hour; no budget binds it */
 } ScopeKind;
 
-#define NUM_SCOPES	(SCOPE_ALL + 1)
+#define NUM_SCOPES			(SCOPE_ALL + 1) /* that budgets bind */
+#define NUM_COUNTED_SCOPES	(SCOPE_PERMISSION + 1)
 
 /* In which window it is counted; shortest first.  Described in periods[]. */
 typedef enum PeriodKind
@@ -47,10 +49,13 @@ typedef enum PeriodKind
 	PERIOD_HOUR,
 	PERIOD_DAY,
 	PERIOD_MONTH,
-	PERIOD_TOTAL
+	PERIOD_TOTAL,
+	PERIOD_RATE					/* five minutes, of a rate per hour */
 } PeriodKind;
 
-#define NUM_PERIODS	(PERIOD_TOTAL + 1)
+#define NUM_PERIODS			(PERIOD_TOTAL + 1)	/* that limits have */
+#define PERIOD_BIT(period)	(1 << (period))
+#define NUM_COUNTED_PERIODS (PERIOD_RATE + 1)
 
 typedef enum MeasureKind
 {
@@ -75,7 +80,13 @@ typedef struct Subject
 	const char *ids[NUM_SCOPES];
 } Subject;
 
+typedef struct LedgerRow LedgerRow;
+
 /* ---- clock.c: the time, UTC windows ---- */
+
+/* 1970-01-01, as ids hold milliseconds since; 10000-01-01 */
+#define CLOCK_START	((TimestampTz) (UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
+#define CLOCK_END	((TimestampTz) (5373485 - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY)
 
 typedef struct PeriodInfo
 {
@@ -83,12 +94,11 @@ typedef struct PeriodInfo
 	const char *phrase;			/* in a reason: "4900 used this month" */
 } PeriodInfo;
 
-extern const PeriodInfo periods[NUM_PERIODS];
+extern const PeriodInfo periods[NUM_COUNTED_PERIODS];
 extern PeriodKind period_named(const char *name);
 
 extern void clock_define_settings(void);
 extern TimestampTz clock_now(void);
-extern TimestampTz unit_floor(TimestampTz ts, int64 unit);
 extern TimestampTz period_start(PeriodKind period, TimestampTz ts);
 extern TimestampTz period_end(PeriodKind period, TimestampTz ts);
 extern char *format_utc(TimestampTz ts);
@@ -114,10 +124,10 @@ typedef struct OwnerRights
 	int			guc_level;
 } OwnerRights;
 
+extern Oid	ledger_oid(void);
 extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
 extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
-extern uint64 query_select_committed(Statement *statement, Datum *values, const char *nulls);
 extern void query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
@@ -136,6 +146,7 @@ extern Jsonb *object_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern TupleDesc answer_desc(FunctionCallInfo fcinfo);
 extern Datum text_or_null(const char *value, bool *isnull);
 extern Datum number_or_null(OptionalInt64 number, bool *isnull);
+extern bool same_text(const char *a, const char *b);
 
 /* ---- catalog.c: agents, permissions and policies, looked up ---- */
 
@@ -158,12 +169,11 @@ typedef struct Permission
 	Jsonb	   *constraints;
 } Permission;
 
-/* A limit that binds a subject, and how it stands (budget.c fills that in). */
+/* A limit that binds a subject; how it stands is filled in by budget.c. */
 typedef struct BudgetLimit
 {
 	char	   *policy_id;
 	ScopeKind	scope;
-	const char *subject;		/* NULL for all */
 	bool		each;
 	PolicyAction action;
 	MeasureKind measure;
@@ -174,46 +184,108 @@ typedef struct BudgetLimit
 	int64		baseline;
 
 	bool		baseline_applies;	/* to the window of the call */
-	int64		usage;			/* of the subject in that window */
+	int64		usage;			/* of the subject in that window, own charges too */
 	int64		used;			/* what of it counts against the limit */
+	int64		pending;		/* of other transactions */
 	TimestampTz window_end;		/* DT_NOEND for total */
 } BudgetLimit;
 
-extern Agent *catalog_agent(const char *agent_id);
-extern Permission *catalog_permissions(const char *agent_id, int *count);
+/* All that a call needs to know of an agent. */
+typedef struct Profile
+{
+	Agent		agent;
+	Permission *permissions;	/* in permission_id order */
+	int			npermissions;
+	BudgetLimit *limits;
+	int			nlimits;
+} Profile;
+
+extern Size catalog_shmem_size(void);
+extern void catalog_shmem_startup(void);
+extern const Profile *catalog_profile(const char *agent_id);
+extern void catalog_end_transaction(bool commit);
 extern BudgetLimit *catalog_limits(const Subject *subject, int *count);
 extern void catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts);
 
-/* ---- counter.c: how usage is counted ---- */
+/* ---- counter.c: usage in shared memory ---- */
 
 typedef struct ScopeInfo
 {
-	const char *name;			/* in kavach.budget_policy */
+	const char *name;			/* in kavach.budget_policy and kavach.counters */
 } ScopeInfo;
 
-extern const ScopeInfo scopes[NUM_SCOPES];
+extern const ScopeInfo scopes[NUM_COUNTED_SCOPES];
 extern ScopeKind scope_named(const char *name);
 
-/* Usage of one subject in one window, by measure. */
+/* Usage of one subject in one window, by measure, as a transaction sees it. */
 typedef struct Usage
 {
-	int64		used[NUM_MEASURES];
+	int64		used[NUM_MEASURES]; /* committed, and its own */
+	int64		pending[NUM_MEASURES];	/* increases of other open transactions */
 } Usage;
 
-#define SCOPE_BIT(scope)	(1 << (scope))
-
-/* The rate per hour of a permission is counted in windows of five minutes. */
+/*
+ * The rate per hour of a permission is counted in windows of five minutes: the
+ * current one, the twelve before, and the twelve after, which hold something
+ * only when the clock has stepped back.
+ */
 #define RATE_WINDOW		(5 * USECS_PER_MINUTE)
-#define RATE_WINDOWS	13		/* the current one and the twelve before */
+#define RATE_WINDOWS	25
+#define CURRENT_RATE_WINDOW 12
 
-extern void counter_lock(const Subject *subject, int exclusive);
-extern void counter_unlock(const Subject *subject, int exclusive);
-extern void counter_read(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
+typedef struct Counter Counter;
+
+/* The windows of a permission with a rate per hour, in a CounterSet. */
+typedef struct CounterRate
+{
+	int64		permission_id;
+	char	   *id;				/* the same as text */
+	int			first;			/* the oldest of RATE_WINDOWS counters */
+} CounterRate;
+
+/* All the counters of a call: those of its subjects, then those of its rates. */
+typedef struct CounterSet
+{
+	Oid			ledger;
+	Subject		subject;
+	TimestampTz ts;
+	Counter    *counters;
+	int			count;
+	int			first[NUM_SCOPES];	/* index of a scope's NUM_PERIODS counters, or -1 */
+	CounterRate *rates;
+	int			nrates;
+	uint64		partitions;		/* a bit for each that is locked */
+} CounterSet;
+
+extern void counter_define_settings(void);
+extern Size counter_shmem_size(void);
+extern void counter_request_locks(void);
+extern void counter_shmem_startup(void);
+extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
+						 const int64 *rated, int nrated);
+extern Usage counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period);
+extern void counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS]);
+extern void counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate);
+extern void counter_close(CounterSet *set);
+extern void counter_warn_if_small(void);
+extern void counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted,
 						 Usage usage[NUM_PERIODS]);
-extern void counter_read_committed(ScopeKind scope, const char *id, TimestampTz ts, PeriodKind longest,
-								   Usage usage[NUM_PERIODS]);
-extern void counter_read_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
-							  int64 calls[RATE_WINDOWS]);
+extern bool counter_has_charges(void);
+extern void counter_end_transaction(bool commit);
+extern void counter_end_subtransaction(bool commit, int level);
+
+/* ---- tally.c: usage, summed up from the ledger ---- */
+
+extern void tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
+						   Usage usage[NUM_SCOPES][NUM_PERIODS]);
+extern void tally_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
+					   Usage usage[RATE_WINDOWS]);
+
+/* ---- transaction.c: what the end of a transaction does ---- */
+
+extern void transaction_define_settings(void);
+extern void transaction_wrote_ledger(const LedgerRow *row);
+extern void transaction_changed_catalog(void);
 
 /* ---- ledger.c: how rows are written and found ---- */
 
@@ -224,7 +296,7 @@ typedef enum LedgerKind
 	LEDGER_ADJUSTMENT
 } LedgerKind;
 
-typedef struct LedgerRow
+struct LedgerRow
 {
 	pg_uuid_t	id;				/* made by ledger_append */
 	TimestampTz ts;
@@ -250,7 +322,7 @@ typedef struct LedgerRow
 	Jsonb	   *metadata;
 
 	bool		own;			/* found: written by this transaction */
-} LedgerRow;
+};
 
 extern void ledger_define_settings(void);
 extern void ledger_append(LedgerRow *row);
@@ -265,15 +337,15 @@ extern void ledger_lock_authorization(const pg_uuid_t *id);
 
 typedef enum LockClass
 {
-	LOCK_SCOPE,					/* + ScopeKind */
-	LOCK_REQUEST = LOCK_SCOPE + NUM_SCOPES,
+	LOCK_REQUEST,
 	LOCK_AUTHORIZATION,
 	LOCK_REVOKE,
-	LOCK_PARTITION
+	LOCK_PARTITION,
+	LOCK_LOAD					/* + ScopeKind; comes last */
 } LockClass;
 
-extern void lock_until_end(int class, const char *id, bool exclusive);
-extern void lock_give_back(int class, const char *id, bool exclusive);
+extern void lock_acquire(int class, const char *id);
+extern void lock_release(int class, const char *id);
 
 /* ---- permission.c: matching and constraints ---- */
 
@@ -282,6 +354,7 @@ typedef struct Candidate
 {
 	int64		permission_id;
 	int64		max_calls_per_hour; /* 0 for no limit */
+	int			rate;			/* index of its rate in the CounterSet, or -1 */
 } Candidate;
 
 /* What of a call permissions look at. */
@@ -299,12 +372,11 @@ typedef struct PermissionVerdict
 {
 	Candidate  *candidates;		/* in permission_id order */
 	int			ncandidates;
-	bool		rated;			/* whether one of them has a rate per hour */
 	const char *code;			/* when there is none */
 	char	   *reason;
 } PermissionVerdict;
 
-extern PermissionVerdict permission_check(const char *agent_id, const PermissionRequest *request);
+extern PermissionVerdict permission_check(const Profile *profile, const PermissionRequest *request);
 
 /* ---- budget.c: policies to a decision ---- */
 
@@ -317,21 +389,27 @@ typedef struct Budget
 	int			nlimits;
 } Budget;
 
+/* One of refusal and pending names the limit that refuses, or the call is admitted. */
 typedef struct BudgetVerdict
 {
-	BudgetLimit	   *refusal;		/* the limit that names the refusal, or NULL */
-	BudgetLimit	   *warning;		/* when admitted: the one that warns, or NULL */
+	bool		admitted;
+	BudgetLimit *refusal;		/* would be passed */
+	BudgetLimit *pending;		/* would be passed but for others' pending charges */
+	BudgetLimit *warning;		/* when admitted: the one that warns, or NULL */
 	OptionalInt64 granted;
-	char	   *reason;
 	TimestampTz retry_at;		/* of a refusal; DT_NOEND for none */
 } BudgetVerdict;
 
-extern void budget_read(Budget *budget, const Subject *subject, TimestampTz ts);
-extern void budget_lock_and_read(Budget *budget, const Subject *subject, TimestampTz ts, bool lock_agent);
+extern void budget_prepare(Budget *budget, const BudgetLimit *limits, int nlimits,
+						   const Subject *subject, TimestampTz ts);
+extern void budget_peek(Budget *budget);
+extern void budget_read(Budget *budget, const CounterSet *counters);
 extern BudgetVerdict budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens);
 extern void budget_charge(Budget *budget, int64 tokens, int64 calls);
 extern BudgetLimit *budget_used_up(Budget *budget);
 extern OptionalInt64 budget_remaining(Budget *budget, MeasureKind measure);
+extern char *budget_reason(const Budget *budget, const BudgetVerdict *verdict,
+						   OptionalInt64 cost, OptionalInt64 min_tokens);
 extern const char *refusal_result(PolicyAction action);
 extern Subject agent_subject(const Agent *agent);
 

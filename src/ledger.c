@@ -2,7 +2,9 @@
  * ledger.c
  *		How rows get into kavach.audit_log, and how single ones are found.
  *
- * Rows are inserted through a prepared statement.  A month's partition is made
+ * Rows go straight into the month's partition: its heap and its indexes, with
+ * its constraints checked.  Where that is not all that an INSERT would do
+ * (triggers, row security, ...), they go through a prepared statement.  A month's partition is made
  * by the call that first needs it, in that call's transaction: a second caller
  * waits for the first on a lock of ours, then finds it.  The parent carries no
  * index; what a partition needs is in partition_ddl.
@@ -20,11 +22,19 @@
  */
 #include "kavach.h"
 
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "lib/stringinfo.h"
+#include "compat.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
+#include "nodes/nodes.h"
+#include "optimizer/optimizer.h"
+#include "storage/lmgr.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -120,12 +130,13 @@ static const char *const partition_ddl =
 "CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
 "  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"
 "ALTER TABLE kavach.%1$s ENABLE ALWAYS TRIGGER append_only_truncate;"
+"SELECT kavach.make_private('kavach.%1$s');"
 "ALTER TABLE kavach.audit_log ATTACH PARTITION kavach.%1$s FOR VALUES FROM ('%2$s') TO ('%3$s')";
 
-static bool
-partition_exists(const char *name)
+static Oid
+find_partition(const char *name)
 {
-	return OidIsValid(get_relname_relid(name, get_namespace_oid("kavach", false)));
+	return get_relname_relid(name, get_namespace_oid("kavach", false));
 }
 
 /* Whatever the session has set for tables of its own must not reach ours. */
@@ -138,110 +149,399 @@ pin_table_defaults(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
+static char *
+partition_name(TimestampTz ts)
+{
+	char	   *start = format_utc(period_start(PERIOD_MONTH, ts));
+
+	return psprintf("audit_log_%.4s_%.2s", start, start + 5);
+}
+
 static void
+make_partition(const char *name, TimestampTz ts)
+{
+	OwnerRights owner;
+
+	query_begin(&owner);
+	pin_table_defaults();
+	query_utility(psprintf(partition_ddl, name,
+						   format_utc(period_start(PERIOD_MONTH, ts)),
+						   format_utc(period_end(PERIOD_MONTH, ts))));
+	query_end(&owner);
+}
+
+/* The partition of a month, made if it is missing. */
+static Oid
 ensure_partition(TimestampTz ts)
 {
-	TimestampTz start = period_start(PERIOD_MONTH, ts);
-	char	   *from = format_utc(start);
-	char	   *name = psprintf("audit_log_%.4s_%.2s", from, from + 5);
+	char	   *name = partition_name(ts);
 
-	if (partition_exists(name))
-		return;
+	if (!OidIsValid(find_partition(name)))
+	{
+		lock_acquire(LOCK_PARTITION, name);
+		AcceptInvalidationMessages();
+		if (!OidIsValid(find_partition(name)))
+			make_partition(name, ts);
+	}
+	return find_partition(name);
+}
 
-	lock_until_end(LOCK_PARTITION, name, true);
-	AcceptInvalidationMessages();
-	if (partition_exists(name))
-		return;
+/* Whether a query of this session has the ledger open. */
+static bool
+ledger_is_in_use(Oid ledger_id)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	bool		in_use = ledger->rd_refcnt > 1;
 
-	pin_table_defaults();
-	query_utility(psprintf(partition_ddl, name, from, format_utc(period_end(PERIOD_MONTH, ts))));
+	table_close(ledger, NoLock);
+	return in_use;
+}
+
+/*
+ * Makes next month's partition while this month's is in use.  Its own first
+ * call may run inside a query that reads the ledger, where no partition can be
+ * attached; so this leaves it to a later call where that is so now.
+ */
+static void
+make_next_partition(Oid ledger_id, TimestampTz ts)
+{
+	TimestampTz next = period_end(PERIOD_MONTH, ts);
+
+	if (next < CLOCK_END && !ledger_is_in_use(ledger_id))
+		(void) ensure_partition(next);
 }
 
 /* ---- writing ---- */
 
-static Statement insert_row = {
-	.sql = "INSERT INTO kavach.audit_log"
-	" (id, ts, kind, agent_id, user_id, tenant_id, action, resource, arguments, ip,"
-	"  result, code, reason, permission_id, policy_id,"
-	"  tokens_requested, min_tokens, tokens_released, tokens_cost, settles, request_id, metadata)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,"
-	"  $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
-	.nargs = 22,
-	.argtypes = {UUIDOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, INETOID,
-		TEXTOID, TEXTOID, TEXTOID, INT8OID, TEXTOID,
-	INT8OID, INT8OID, INT8OID, INT8OID, UUIDOID, TEXTOID, JSONBOID},
+/* The columns that a row is written to, in the order of row_values. */
+static const struct
+{
+	const char *name;
+	Oid			type;
+}			columns[] = {
+	{"id", UUIDOID},
+	{"ts", TIMESTAMPTZOID},
+	{"batch", INT8OID},
+	{"kind", TEXTOID},
+	{"agent_id", TEXTOID},
+	{"user_id", TEXTOID},
+	{"tenant_id", TEXTOID},
+	{"action", TEXTOID},
+	{"resource", TEXTOID},
+	{"arguments", JSONBOID},
+	{"ip", INETOID},
+	{"result", TEXTOID},
+	{"code", TEXTOID},
+	{"reason", TEXTOID},
+	{"permission_id", INT8OID},
+	{"policy_id", TEXTOID},
+	{"tokens_requested", INT8OID},
+	{"min_tokens", INT8OID},
+	{"tokens_released", INT8OID},
+	{"tokens_cost", INT8OID},
+	{"settles", UUIDOID},
+	{"request_id", TEXTOID},
+	{"metadata", JSONBOID},
 };
 
-/* Values of a statement, bound one after the other. */
-typedef struct Binder
+#define NUM_COLUMNS	((int) lengthof(columns))
+
+/* The values of a row, one for each of columns[]. */
+typedef struct RowValues
 {
 	int			count;
-	Datum		values[MAX_QUERY_ARGS];
-	char		nulls[MAX_QUERY_ARGS];
-} Binder;
+	Datum		values[lengthof(columns)];
+	bool		isnull[lengthof(columns)];
+} RowValues;
 
 static void
-bind_value(Binder *binder, Datum value, bool isnull)
+add_value(RowValues *row, Datum value, bool isnull)
 {
-	Assert(binder->count < MAX_QUERY_ARGS);
-	binder->values[binder->count] = value;
-	binder->nulls[binder->count] = isnull ? 'n' : ' ';
-	binder->count++;
+	row->values[row->count] = value;
+	row->isnull[row->count] = isnull;
+	row->count++;
 }
 
 static void
-bind_text(Binder *binder, const char *value)
+add_text(RowValues *row, const char *value)
 {
 	bool		isnull;
 	Datum		datum = text_or_null(value, &isnull);
 
-	bind_value(binder, datum, isnull);
+	add_value(row, datum, isnull);
 }
 
 static void
-bind_pointer(Binder *binder, const void *value)
+add_pointer(RowValues *row, const void *value)
 {
-	bind_value(binder, PointerGetDatum(value), value == NULL);
+	add_value(row, PointerGetDatum(value), value == NULL);
 }
 
 static void
-bind_number(Binder *binder, OptionalInt64 value)
+add_number(RowValues *row, OptionalInt64 value)
 {
-	bind_value(binder, Int64GetDatum(value.value), !value.given);
+	add_value(row, Int64GetDatum(value.value), !value.given);
+}
+
+static void
+row_values(const LedgerRow *row, RowValues *values)
+{
+	values->count = 0;
+	add_pointer(values, &row->id);
+	add_value(values, TimestampTzGetDatum(row->ts), false);
+	add_value(values, Int64GetDatum(0), false);
+	add_text(values, kinds[row->kind]);
+	add_text(values, row->agent_id);
+	add_text(values, row->user_id);
+	add_text(values, row->tenant_id);
+	add_text(values, row->action);
+	add_text(values, row->resource);
+	add_pointer(values, row->arguments);
+	add_pointer(values, row->ip);
+	add_text(values, row->result);
+	add_text(values, row->code);
+	add_text(values, row->reason);
+	add_value(values, Int64GetDatum(row->permission_id), row->permission_id == 0);
+	add_text(values, row->policy_id);
+	add_number(values, row->tokens_requested);
+	add_number(values, row->min_tokens);
+	add_number(values, row->tokens_released);
+	add_number(values, row->tokens_cost);
+	add_pointer(values, row->settles);
+	add_text(values, row->request_id);
+	add_pointer(values, row->metadata);
+	Assert(values->count == NUM_COLUMNS);
+}
+
+/*
+ * The partition that was last written to.  It is looked at again whenever its
+ * relcache entry, or the ledger's, has been invalidated.
+ */
+static struct
+{
+	bool		valid;
+	Oid			ledger;
+	Oid			relid;
+	TimestampTz start;
+	TimestampTz end;
+	bool		direct;			/* rows go in without the executor's help */
+	AttrNumber	attnums[lengthof(columns)]; /* of columns[] */
+	MemoryContext context;		/* of the checks */
+	ExprState **checks;			/* its CHECK constraints, compiled */
+	int			nchecks;
+}			target;
+
+static void
+forget_target(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == target.relid || relid == target.ledger)
+		target.valid = false;
+}
+
+static bool
+fires_on_insert(const TriggerDesc *triggers)
+{
+	return triggers != NULL &&
+		(triggers->trig_insert_before_row || triggers->trig_insert_after_row ||
+		 triggers->trig_insert_instead_row ||
+		 triggers->trig_insert_before_statement || triggers->trig_insert_after_statement);
+}
+
+/*
+ * Whether a row can go straight into the heap and its indexes: nothing that
+ * an INSERT would do besides is there to be done.  A column of somebody else's
+ * that has a default is, and so is anything on the parent.
+ */
+static bool
+takes_rows_directly(Relation partition, Relation ledger)
+{
+	TupleDesc	desc = RelationGetDescr(partition);
+
+	return partition->rd_rel->relkind == RELKIND_RELATION &&
+		partition->rd_tableam == GetHeapamTableAmRoutine() &&
+		!partition->rd_rel->relrowsecurity && !ledger->rd_rel->relrowsecurity &&
+		partition->rd_rel->relhasrules == false && ledger->rd_rel->relhasrules == false &&
+		!fires_on_insert(partition->trigdesc) && !fires_on_insert(ledger->trigdesc) &&
+		!(desc->constr && desc->constr->has_generated_stored) &&
+		(desc->constr == NULL || desc->constr->num_defval <= 1);	/* batch */
+}
+
+static void
+map_columns(Relation partition)
+{
+	TupleDesc	desc = RelationGetDescr(partition);
+
+	for (int i = 0; i < NUM_COLUMNS; i++)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), columns[i].name);
+
+		if (attnum == InvalidAttrNumber || TupleDescAttr(desc, attnum - 1)->atttypid != columns[i].type)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of the ledger is not as kavach made it", columns[i].name)));
+		target.attnums[i] = attnum;
+	}
+}
+
+/*
+ * The executor compiles CHECK constraints anew for every statement, which is
+ * a tenth of what an INSERT costs.
+ */
+static void
+compile_checks(Relation partition)
+{
+	TupleConstr *constr = RelationGetDescr(partition)->constr;
+	MemoryContext old;
+
+	if (target.context == NULL)
+		target.context = AllocSetContextCreate(TopMemoryContext, "kavach checks", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(target.context);
+	old = MemoryContextSwitchTo(target.context);
+	target.nchecks = constr ? constr->num_check : 0;
+	target.checks = palloc(sizeof(ExprState *) * Max(target.nchecks, 1));
+	for (int i = 0; i < target.nchecks; i++)
+	{
+		Expr	   *check = stringToNode(constr->check[i].ccbin);
+
+		target.checks[i] = ExecInitExpr(expression_planner(check), NULL);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* Whether the row fulfils all constraints; ExecConstraints says which it does not. */
+static bool
+fulfils_constraints(TupleTableSlot *slot, EState *estate)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+	ExprContext *econtext = GetPerTupleExprContext(estate);
+
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attnotnull && slot->tts_isnull[i])
+			return false;
+	econtext->ecxt_scantuple = slot;
+	for (int i = 0; i < target.nchecks; i++)
+		if (!ExecCheck(target.checks[i], econtext))
+			return false;
+	return true;
+}
+
+/* Makes target the partition for ts, locked. */
+static void
+find_target(Oid ledger_id, TimestampTz ts)
+{
+	static bool registered = false;
+	Oid			relid;
+	Relation	ledger;
+	Relation	partition;
+
+	/* the lock lets invalidations in, so that what is valid then stays so */
+	if (target.valid && target.ledger == ledger_id && ts >= target.start && ts < target.end)
+	{
+		LockRelationOid(target.relid, RowExclusiveLock);
+		if (target.valid)
+			return;
+	}
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_target, (Datum) 0);
+		registered = true;
+	}
+
+	relid = ensure_partition(ts);
+	make_next_partition(ledger_id, ts);
+	target.ledger = ledger_id;
+	target.relid = relid;
+	target.start = period_start(PERIOD_MONTH, ts);
+	target.end = period_end(PERIOD_MONTH, ts);
+	ledger = table_open(ledger_id, RowExclusiveLock);
+	partition = table_open(relid, RowExclusiveLock);
+	target.direct = partition->rd_rel->relispartition && takes_rows_directly(partition, ledger);
+	map_columns(partition);
+	compile_checks(partition);
+	target.valid = true;
+	table_close(partition, NoLock);
+	table_close(ledger, NoLock);
+}
+
+/* Inserts as the executor would, without its overhead. */
+static void
+insert_directly(const RowValues *row)
+{
+	Relation	partition = table_open(target.relid, NoLock);
+	EState	   *estate = CreateExecutorState();
+	ResultRelInfo *result = makeNode(ResultRelInfo);
+	TupleTableSlot *slot = table_slot_create(partition, NULL);
+
+	InitResultRelInfo(result, partition, 1, NULL, 0);
+	ExecOpenIndices(result, false);
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	for (int i = 0; i < NUM_COLUMNS; i++)
+	{
+		slot->tts_values[target.attnums[i] - 1] = row->values[i];
+		slot->tts_isnull[target.attnums[i] - 1] = row->isnull[i];
+	}
+	ExecStoreVirtualTuple(slot);
+	slot->tts_tableOid = target.relid;
+
+	if (!fulfils_constraints(slot, estate))
+		ExecConstraints(result, slot, estate);
+	table_tuple_insert(partition, slot, GetCurrentCommandId(true), 0, NULL);
+	compat_insert_index_tuples(result, slot, estate);
+
+	ExecCloseIndices(result);
+	ExecDropSingleTupleTableSlot(slot);
+	FreeExecutorState(estate);
+	table_close(partition, NoLock);
+}
+
+/* $1 to $23: columns[] */
+static Statement insert_row = {
+	.sql = "INSERT INTO kavach.audit_log"
+	" (id, ts, batch, kind, agent_id, user_id, tenant_id, action, resource, arguments, ip,"
+	"  result, code, reason, permission_id, policy_id,"
+	"  tokens_requested, min_tokens, tokens_released, tokens_cost, settles, request_id, metadata)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
+	"  $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
+	.nargs = lengthof(columns),
+};
+
+/* Through the executor, where there are triggers, row security and the like. */
+static void
+insert_by_statement(const RowValues *row)
+{
+	OwnerRights owner;
+	Datum		values[lengthof(columns)];
+	char		nulls[lengthof(columns)];
+
+	for (int i = 0; i < NUM_COLUMNS; i++)
+	{
+		insert_row.argtypes[i] = columns[i].type;
+		values[i] = row->values[i];
+		nulls[i] = row->isnull[i] ? 'n' : ' ';
+	}
+	query_begin(&owner);
+	query_execute(&insert_row, values, nulls);
+	query_end(&owner);
 }
 
 /* Writes a row, giving it its id. */
 void
 ledger_append(LedgerRow *row)
 {
-	Binder		binder = {0};
+	RowValues	values;
+	Oid			ledger = ledger_oid();
 
-	ensure_partition(row->ts);
+	LockRelationOid(ledger, RowExclusiveLock);
 	row->id = uuid7(row->ts);
-
-	bind_pointer(&binder, &row->id);
-	bind_value(&binder, TimestampTzGetDatum(row->ts), false);
-	bind_text(&binder, kinds[row->kind]);
-	bind_text(&binder, row->agent_id);
-	bind_text(&binder, row->user_id);
-	bind_text(&binder, row->tenant_id);
-	bind_text(&binder, row->action);
-	bind_text(&binder, row->resource);
-	bind_pointer(&binder, row->arguments);
-	bind_pointer(&binder, row->ip);
-	bind_text(&binder, row->result);
-	bind_text(&binder, row->code);
-	bind_text(&binder, row->reason);
-	bind_value(&binder, Int64GetDatum(row->permission_id), row->permission_id == 0);
-	bind_text(&binder, row->policy_id);
-	bind_number(&binder, row->tokens_requested);
-	bind_number(&binder, row->min_tokens);
-	bind_number(&binder, row->tokens_released);
-	bind_number(&binder, row->tokens_cost);
-	bind_pointer(&binder, row->settles);
-	bind_text(&binder, row->request_id);
-	bind_pointer(&binder, row->metadata);
-	query_execute(&insert_row, binder.values, binder.nulls);
+	row_values(row, &values);
+	find_target(ledger, row->ts);
+	if (target.direct)
+		insert_directly(&values);
+	else
+		insert_by_statement(&values);
+	transaction_wrote_ledger(row);
 }
 
 /* ---- finding ---- */
@@ -316,6 +616,18 @@ found_row(uint64 nrows)
 	return row;
 }
 
+static LedgerRow *
+find_row(Statement *statement, Datum *values)
+{
+	OwnerRights owner;
+	LedgerRow  *row;
+
+	query_begin(&owner);
+	row = found_row(query_select(statement, values, NULL));
+	query_end(&owner);
+	return row;
+}
+
 /* The row of an id, or NULL. */
 LedgerRow *
 ledger_find(const pg_uuid_t *id)
@@ -326,7 +638,7 @@ ledger_find(const pg_uuid_t *id)
 		TimestampTzGetDatum(uuid7_ts(id) + 1000),
 	};
 
-	return found_row(query_select(&find_by_id, values, NULL));
+	return find_row(&find_by_id, values);
 }
 
 /*
@@ -344,7 +656,7 @@ ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_i
 		TimestampTzGetDatum(since),
 	};
 
-	return found_row(query_select(&find_by_request, values, NULL));
+	return find_row(&find_by_request, values);
 }
 
 /* The usage row that settles an authorization, or NULL. */
@@ -356,17 +668,17 @@ ledger_find_settlement(const pg_uuid_t *id)
 		TimestampTzGetDatum(period_start(PERIOD_MONTH, uuid7_ts(id) - CLOCK_SLACK)),
 	};
 
-	return found_row(query_select(&find_by_settles, values, NULL));
+	return find_row(&find_by_settles, values);
 }
 
 void
 ledger_lock_request(const char *agent_id, const char *request_id)
 {
-	lock_until_end(LOCK_REQUEST, psprintf("%s\n%s", agent_id, request_id), true);
+	lock_acquire(LOCK_REQUEST, psprintf("%s\n%s", agent_id, request_id));
 }
 
 void
 ledger_lock_authorization(const pg_uuid_t *id)
 {
-	lock_until_end(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))), true);
+	lock_acquire(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))));
 }

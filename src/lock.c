@@ -1,16 +1,17 @@
 /*-------------------------------------------------------------------------
  * lock.c
- *		Heavyweight locks of our own, held to the end of the transaction.
+ *		Heavyweight locks of our own.
  *
  * They are LOCKTAG_USERLOCK, so that they never meet the application's
  * advisory locks, and ordinary otherwise: cancel, lock_timeout and the deadlock
  * detector work, and pg_locks shows them (locktype userlock; database, hash
- * high, hash low, class).
+ * high, hash low, class).  They last to the end of the transaction, unless
+ * given back earlier.
  *
- * Order, within one call: request, authorization, then scopes from all to
- * agent, then revoke, then partition.  A single call cannot deadlock;
- * transactions of several calls that take them in opposite orders end in a
- * detected deadlock (40P01).
+ * Order, within one call: request, authorization, then the loads of counters
+ * from all to agent (given back at once), then revoke, then partition.  A
+ * single call cannot deadlock; transactions of several calls that take them in
+ * opposite orders end in a detected deadlock (40P01).
  *
  * Ids are hashed to 64 bits: two that collide wait for each other without
  * need, and nothing worse.
@@ -26,7 +27,7 @@ static LOCKTAG
 lock_tag(int class, const char *id)
 {
 	LOCKTAG		tag;
-	uint64		hash = hash_bytes_extended((const unsigned char *) id, strlen(id), 0);
+	uint64		hash = id ? hash_bytes_extended((const unsigned char *) id, strlen(id), 0) : 0;
 
 	tag.locktag_field1 = MyDatabaseId;
 	tag.locktag_field2 = (uint32) (hash >> 32);
@@ -37,26 +38,19 @@ lock_tag(int class, const char *id)
 	return tag;
 }
 
-/*
- * Waits for the lock on (class, id).  "class" is a LockClass, or LOCK_SCOPE
- * plus a ScopeKind.
- */
+/* Waits for the lock on (class, id); NULL stands for the one of its class. */
 void
-lock_until_end(int class, const char *id, bool exclusive)
+lock_acquire(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
 
-	(void) LockAcquire(&tag, exclusive ? ExclusiveLock : ShareLock, false, false);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 
-/*
- * Gives back what lock_until_end has just taken.  Only for a lock under which
- * nothing has been decided or written yet.
- */
 void
-lock_give_back(int class, const char *id, bool exclusive)
+lock_release(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
 
-	(void) LockRelease(&tag, exclusive ? ExclusiveLock : ShareLock, false);
+	(void) LockRelease(&tag, ExclusiveLock, false);
 }

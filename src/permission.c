@@ -518,16 +518,15 @@ denied_reason(const char *agent_id, const PermissionRequest *request, int npermi
  * matching one says why.
  */
 PermissionVerdict
-permission_check(const char *agent_id, const PermissionRequest *request)
+permission_check(const Profile *profile, const PermissionRequest *request)
 {
 	PermissionVerdict verdict = {0};
-	int			count;
-	Permission *permissions = catalog_permissions(agent_id, &count);
+	int			count = profile->npermissions;
 
 	verdict.candidates = palloc(sizeof(Candidate) * Max(count, 1));
 	for (int i = 0; i < count; i++)
 	{
-		Permission *permission = &permissions[i];
+		const Permission *permission = &profile->permissions[i];
 		const ConstraintKind *failing;
 
 		if (!resource_matches(permission->resource, request->resource) ||
@@ -540,7 +539,6 @@ permission_check(const char *agent_id, const PermissionRequest *request)
 
 			candidate->permission_id = permission->permission_id;
 			candidate->max_calls_per_hour = max_calls_per_hour(permission);
-			verdict.rated |= candidate->max_calls_per_hour > 0;
 		}
 		else if (verdict.code == NULL)
 		{
@@ -552,7 +550,7 @@ permission_check(const char *agent_id, const PermissionRequest *request)
 	if (verdict.ncandidates == 0 && verdict.code == NULL)
 	{
 		verdict.code = "permission_denied";
-		verdict.reason = denied_reason(agent_id, request, count);
+		verdict.reason = denied_reason(profile->agent.agent_id, request, count);
 	}
 	return verdict;
 }

@@ -30,19 +30,26 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-static Oid
-ledger_owner(void)
+/* The ledger of this database; an error where there is none. */
+Oid
+ledger_oid(void)
 {
 	Oid			relid = get_relname_relid("audit_log", get_namespace_oid("kavach", false));
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
 
-	if (!HeapTupleIsValid(tuple))
+	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger kavach.audit_log does not exist"),
 				 errhint("Create the extension in this database: CREATE EXTENSION kavach.")));
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	return relid;
+}
+
+static Oid
+ledger_owner(void)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ledger_oid()));
+	Oid			owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+
 	ReleaseSysCache(tuple);
 	return owner;
 }
@@ -97,19 +104,15 @@ prepared(Statement *statement)
 }
 
 static void
-run(Statement *statement, Datum *values, const char *nulls, bool read_only, bool own_changes)
+run(Statement *statement, Datum *values, const char *nulls, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = prepared(statement);
-	Snapshot	snapshot;
 	int			result;
 
 	CommandCounterIncrement();
-	snapshot = GetLatestSnapshot();
-	if (!own_changes)
-		snapshot->curcid = FirstCommandId;	/* earlier than any of them */
 	result = SPI_execute_snapshot(plan, values, nulls,
-								  snapshot, InvalidSnapshot,
+								  GetLatestSnapshot(), InvalidSnapshot,
 								  read_only, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
@@ -123,15 +126,7 @@ run(Statement *statement, Datum *values, const char *nulls, bool read_only, bool
 uint64
 query_select(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, true, true);
-	return SPI_processed;
-}
-
-/* The same, blind to what this transaction has done and not committed. */
-uint64
-query_select_committed(Statement *statement, Datum *values, const char *nulls)
-{
-	run(statement, values, nulls, true, false);
+	run(statement, values, nulls, true);
 	return SPI_processed;
 }
 
@@ -139,7 +134,7 @@ query_select_committed(Statement *statement, Datum *values, const char *nulls)
 void
 query_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, false, true);
+	run(statement, values, nulls, false);
 }
 
 /* Runs a utility statement. */

@@ -53,17 +53,17 @@ id_text(const pg_uuid_t *id)
 	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
 }
 
-static Agent *
+static const Profile *
 known_agent(const char *agent_id)
 {
-	Agent	   *agent = catalog_agent(agent_id);
+	const Profile *profile = catalog_profile(agent_id);
 
-	if (agent == NULL)
+	if (profile == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("agent \"%s\" does not exist", agent_id),
 				 errhint("Create it with kavach_create_agent().")));
-	return agent;
+	return profile;
 }
 
 /* ---- what was recorded before ---- */
@@ -171,9 +171,29 @@ tell_remaining(Receipt *receipt, Budget *budget)
 	receipt->calls_remaining = budget_remaining(budget, MEASURE_CALLS);
 }
 
+/*
+ * The budget of the owner that a row is charged to: mostly the agent's present
+ * one, whose limits are at hand.
+ */
+static void
+prepare_budget(Budget *budget, const Profile *profile, const LedgerRow *row, TimestampTz ts)
+{
+	Subject		subject = {{row->agent_id, row->user_id, row->tenant_id, NULL}};
+
+	if (same_text(row->user_id, profile->agent.user_id) && same_text(row->tenant_id, profile->agent.tenant_id))
+		budget_prepare(budget, profile->limits, profile->nlimits, &subject, ts);
+	else
+	{
+		int			nlimits;
+		BudgetLimit *limits = catalog_limits(&subject, &nlimits);
+
+		budget_prepare(budget, limits, nlimits, &subject, ts);
+	}
+}
+
 /* The first answer again, but for what remains now. */
 static Receipt
-repeat_receipt(const LedgerRow *first, TimestampTz ts)
+repeat_receipt(const Profile *profile, const LedgerRow *first, TimestampTz ts)
 {
 	Receipt		receipt = {
 		.usage_id = first->id,
@@ -181,25 +201,29 @@ repeat_receipt(const LedgerRow *first, TimestampTz ts)
 		.code = first->code,
 		.policy_id = first->policy_id,
 	};
-	Subject		subject = {{first->agent_id, first->user_id, first->tenant_id, NULL}};
 	Budget		budget;
 
-	budget_read(&budget, &subject, ts);
+	prepare_budget(&budget, profile, first, ts);
+	budget_peek(&budget);
 	tell_remaining(&receipt, &budget);
 	return receipt;
 }
 
 /* Charges a row to its agent, user and tenant, and writes it. */
 static Receipt
-charge_row(LedgerRow *row)
+charge_row(const Profile *profile, LedgerRow *row)
 {
 	Receipt		receipt = {.charged = row->tokens_cost.value};
-	Subject		subject = {{row->agent_id, row->user_id, row->tenant_id, NULL}};
 	Budget		budget;
-	BudgetLimit	   *used_up;
+	CounterSet	counters;
+	BudgetLimit *used_up;
 
-	budget_lock_and_read(&budget, &subject, row->ts, false);
-	budget_charge(&budget, row->tokens_cost.value, 0);
+	prepare_budget(&budget, profile, row, row->ts);
+	counter_open(&counters, &budget.subject, row->ts, NULL, 0);
+	counter_charge(&counters, receipt.charged, 0, -1);
+	budget_read(&budget, &counters);
+	counter_close(&counters);
+
 	used_up = budget_used_up(&budget);
 	receipt.code = used_up ? "over_budget" : "recorded";
 	receipt.policy_id = used_up ? used_up->policy_id : NULL;
@@ -216,7 +240,7 @@ charge_row(LedgerRow *row)
 /* ---- recording ---- */
 
 static Receipt
-settle(const Report *report, const LedgerRow *authorization)
+settle(const Profile *profile, const Report *report, const LedgerRow *authorization)
 {
 	LedgerRow  *first = ledger_find_settlement(&authorization->id);
 	int64		released = authorization->tokens_cost.value;	/* 0 where it had no cost */
@@ -237,23 +261,23 @@ settle(const Report *report, const LedgerRow *authorization)
 	if (first != NULL)
 	{
 		check_same_report(report, first);
-		return repeat_receipt(first, report->ts);
+		return repeat_receipt(profile, first, report->ts);
 	}
 	warn_if_undecided(authorization);
-	return charge_row(&row);
+	return charge_row(profile, &row);
 }
 
 static Receipt
 record(Report *report)
 {
-	Agent	   *agent = known_agent(report->agent_id);
+	const Profile *profile = known_agent(report->agent_id);
 	LedgerRow  *authorization;
 	LedgerRow	row = {
 		.ts = report->ts,
 		.kind = LEDGER_USAGE,
 		.agent_id = report->agent_id,
-		.user_id = agent->user_id,
-		.tenant_id = agent->tenant_id,
+		.user_id = profile->agent.user_id,
+		.tenant_id = profile->agent.tenant_id,
 		.tokens_requested = {true, report->tokens},
 		.tokens_cost = {true, report->tokens},
 		.request_id = report->request_id,
@@ -267,10 +291,10 @@ record(Report *report)
 		ledger_lock_request(report->agent_id, report->request_id);
 		first = find_repeated(report);
 		if (first != NULL)
-			return repeat_receipt(first, report->ts);
+			return repeat_receipt(profile, first, report->ts);
 	}
 	authorization = find_authorization(report);
-	return authorization ? settle(report, authorization) : charge_row(&row);
+	return authorization ? settle(profile, report, authorization) : charge_row(profile, &row);
 }
 
 /* SQL: kavach_record_usage(...) */
@@ -286,7 +310,6 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 		.ts = clock_now(),
 	};
 	TupleDesc	desc = answer_desc(fcinfo);
-	OwnerRights owner;
 	Receipt		receipt;
 	Datum		values[6];
 	bool		nulls[6] = {false};
@@ -294,9 +317,7 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kavach_record_usage()");
 	PreventCommandIfParallelMode("kavach_record_usage()");
 
-	query_begin(&owner);
 	receipt = record(&report);
-	query_end(&owner);
 
 	values[0] = UUIDPGetDatum(&receipt.usage_id);
 	values[1] = Int64GetDatum(receipt.charged);
@@ -314,7 +335,7 @@ kavach_adjust(PG_FUNCTION_ARGS)
 	char	   *agent_id = required_id_arg(fcinfo, 0, "agent_id");
 	int64		tokens = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
 	char	   *reason = required_text_arg(fcinfo, 2, "reason", MAX_RESOURCE_BYTES);
-	OwnerRights owner;
+	const Profile *profile;
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 	LedgerRow	row = {
 		.ts = clock_now(),
@@ -324,7 +345,6 @@ kavach_adjust(PG_FUNCTION_ARGS)
 		.tokens_requested = {true, tokens},
 		.tokens_cost = {true, tokens},
 	};
-	Agent	   *agent;
 
 	PreventCommandIfReadOnly("kavach_adjust()");
 	PreventCommandIfParallelMode("kavach_adjust()");
@@ -334,11 +354,9 @@ kavach_adjust(PG_FUNCTION_ARGS)
 				 errmsg("tokens must not be NULL or 0"),
 				 errhint("A charge is positive, a credit negative.")));
 
-	query_begin(&owner);
-	agent = known_agent(agent_id);
-	row.user_id = agent->user_id;
-	row.tenant_id = agent->tenant_id;
-	*id = charge_row(&row).usage_id;
-	query_end(&owner);
+	profile = known_agent(agent_id);
+	row.user_id = profile->agent.user_id;
+	row.tenant_id = profile->agent.tenant_id;
+	*id = charge_row(profile, &row).usage_id;
 	PG_RETURN_UUID_P(id);
 }
