@@ -8,7 +8,7 @@
 #ifndef KAVACH_COMPAT_H
 #define KAVACH_COMPAT_H
 
-#include "executor/executor.h"
+#include "access/tupdesc.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 
@@ -37,14 +37,15 @@ compat_guc_malloc(size_t size)
 #endif
 }
 
-/* ExecInsertIndexTuples can be told of summarizing indexes alone since 16. */
-static inline void
-compat_insert_index_tuples(ResultRelInfo *result, TupleTableSlot *slot, EState *estate)
+/* Generated columns can be virtual, too, since 18. */
+static inline bool
+compat_has_generated_columns(TupleDesc desc)
 {
-#if PG_VERSION_NUM >= 160000
-	(void) ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL, false);
+	return desc->constr != NULL &&
+#if PG_VERSION_NUM >= 180000
+		(desc->constr->has_generated_stored || desc->constr->has_generated_virtual);
 #else
-	(void) ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL);
+		desc->constr->has_generated_stored;
 #endif
 }
 

@@ -10,7 +10,8 @@
  *	budget.c		policies and usage to a decision
  *	counter.c		usage of every scope and window, in shared memory
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
- *	ledger.c		how rows are written and found; partitions, UUIDv7
+ *	ledger.c		how rows are written and found; UUIDv7
+ *	partition.c		the ledger's months, and the way straight into them
  *	catalog.c		agents, permissions and policies, looked up and cached
  *	transaction.c	what the end of a transaction does
  *	guard.c			what nobody may change

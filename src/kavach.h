@@ -333,6 +333,28 @@ extern LedgerRow *ledger_find_settlement(const pg_uuid_t *id);
 extern void ledger_lock_request(const char *agent_id, const char *request_id);
 extern void ledger_lock_authorization(const pg_uuid_t *id);
 
+/* ---- partition.c: the ledger's months, and the way straight into them ---- */
+
+typedef struct LedgerColumn
+{
+	const char *name;
+	Oid			type;
+} LedgerColumn;
+
+#define NUM_LEDGER_COLUMNS	23	/* that are written; the others are NULL */
+
+extern const LedgerColumn ledger_columns[NUM_LEDGER_COLUMNS];
+
+/* The values of a row, one for each of ledger_columns. */
+typedef struct RowValues
+{
+	int			count;
+	Datum		values[NUM_LEDGER_COLUMNS];
+	bool		isnull[NUM_LEDGER_COLUMNS];
+} RowValues;
+
+extern bool partition_insert(Oid ledger, TimestampTz ts, const RowValues *row);
+
 /* ---- lock.c: heavyweight locks of our own ---- */
 
 typedef enum LockClass

@@ -2,12 +2,9 @@
  * ledger.c
  *		How rows get into kavach.audit_log, and how single ones are found.
  *
- * Rows go straight into the month's partition: its heap and its indexes, with
- * its constraints checked.  Where that is not all that an INSERT would do
- * (triggers, row security, ...), they go through a prepared statement.  A month's partition is made
- * by the call that first needs it, in that call's transaction: a second caller
- * waits for the first on a lock of ours, then finds it.  The parent carries no
- * index; what a partition needs is in partition_ddl.
+ * Rows go straight into the month's partition (partition.c); where that is not
+ * all that an INSERT would do (triggers, row security, ...), they go through a
+ * prepared statement.
  *
  * Ids are UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction (its method
  * 3), then a counter, so that one backend's ids sort even within a
@@ -22,24 +19,12 @@
  */
 #include "kavach.h"
 
-#include "access/heapam.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "compat.h"
-#include "executor/executor.h"
-#include "miscadmin.h"
-#include "nodes/nodes.h"
-#include "optimizer/optimizer.h"
-#include "storage/lmgr.h"
 #include "port/pg_bswap.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 
 #define UNIX_EPOCH_USECS \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
@@ -115,110 +100,10 @@ kavach_uuid7_ts(PG_FUNCTION_ARGS)
 	PG_RETURN_TIMESTAMPTZ(uuid7_ts(PG_GETARG_UUID_P(0)));
 }
 
-/* ---- partitions ---- */
-
-/* %1$s: the partition's name; %2$s, %3$s: its bounds */
-static const char *const partition_ddl =
-"CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
-"COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
-"ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
-"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
-"CREATE INDEX %1$s_batch_idx ON kavach.%1$s (batch);"
-"CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
-"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
-"  WHERE request_id IS NOT NULL AND result = 'allowed';"
-"CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
-"  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"
-"ALTER TABLE kavach.%1$s ENABLE ALWAYS TRIGGER append_only_truncate;"
-"SELECT kavach.make_private('kavach.%1$s');"
-"ALTER TABLE kavach.audit_log ATTACH PARTITION kavach.%1$s FOR VALUES FROM ('%2$s') TO ('%3$s')";
-
-static Oid
-find_partition(const char *name)
-{
-	return get_relname_relid(name, get_namespace_oid("kavach", false));
-}
-
-/* Whatever the session has set for tables of its own must not reach ours. */
-static void
-pin_table_defaults(void)
-{
-	(void) set_config_option("default_tablespace", "", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("default_table_access_method", "heap", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-}
-
-static char *
-partition_name(TimestampTz ts)
-{
-	char	   *start = format_utc(period_start(PERIOD_MONTH, ts));
-
-	return psprintf("audit_log_%.4s_%.2s", start, start + 5);
-}
-
-static void
-make_partition(const char *name, TimestampTz ts)
-{
-	OwnerRights owner;
-
-	query_begin(&owner);
-	pin_table_defaults();
-	query_utility(psprintf(partition_ddl, name,
-						   format_utc(period_start(PERIOD_MONTH, ts)),
-						   format_utc(period_end(PERIOD_MONTH, ts))));
-	query_end(&owner);
-}
-
-/* The partition of a month, made if it is missing. */
-static Oid
-ensure_partition(TimestampTz ts)
-{
-	char	   *name = partition_name(ts);
-
-	if (!OidIsValid(find_partition(name)))
-	{
-		lock_acquire(LOCK_PARTITION, name);
-		AcceptInvalidationMessages();
-		if (!OidIsValid(find_partition(name)))
-			make_partition(name, ts);
-	}
-	return find_partition(name);
-}
-
-/* Whether a query of this session has the ledger open. */
-static bool
-ledger_is_in_use(Oid ledger_id)
-{
-	Relation	ledger = table_open(ledger_id, NoLock);
-	bool		in_use = ledger->rd_refcnt > 1;
-
-	table_close(ledger, NoLock);
-	return in_use;
-}
-
-/*
- * Makes next month's partition while this month's is in use.  Its own first
- * call may run inside a query that reads the ledger, where no partition can be
- * attached; so this leaves it to a later call where that is so now.
- */
-static void
-make_next_partition(Oid ledger_id, TimestampTz ts)
-{
-	TimestampTz next = period_end(PERIOD_MONTH, ts);
-
-	if (next < CLOCK_END && !ledger_is_in_use(ledger_id))
-		(void) ensure_partition(next);
-}
-
 /* ---- writing ---- */
 
 /* The columns that a row is written to, in the order of row_values. */
-static const struct
-{
-	const char *name;
-	Oid			type;
-}			columns[] = {
+const LedgerColumn ledger_columns[NUM_LEDGER_COLUMNS] = {
 	{"id", UUIDOID},
 	{"ts", TIMESTAMPTZOID},
 	{"batch", INT8OID},
@@ -243,16 +128,6 @@ static const struct
 	{"request_id", TEXTOID},
 	{"metadata", JSONBOID},
 };
-
-#define NUM_COLUMNS	((int) lengthof(columns))
-
-/* The values of a row, one for each of columns[]. */
-typedef struct RowValues
-{
-	int			count;
-	Datum		values[lengthof(columns)];
-	bool		isnull[lengthof(columns)];
-} RowValues;
 
 static void
 add_value(RowValues *row, Datum value, bool isnull)
@@ -310,193 +185,10 @@ row_values(const LedgerRow *row, RowValues *values)
 	add_pointer(values, row->settles);
 	add_text(values, row->request_id);
 	add_pointer(values, row->metadata);
-	Assert(values->count == NUM_COLUMNS);
+	Assert(values->count == NUM_LEDGER_COLUMNS);
 }
 
-/*
- * The partition that was last written to.  It is looked at again whenever its
- * relcache entry, or the ledger's, has been invalidated.
- */
-static struct
-{
-	bool		valid;
-	Oid			ledger;
-	Oid			relid;
-	TimestampTz start;
-	TimestampTz end;
-	bool		direct;			/* rows go in without the executor's help */
-	AttrNumber	attnums[lengthof(columns)]; /* of columns[] */
-	MemoryContext context;		/* of the checks */
-	ExprState **checks;			/* its CHECK constraints, compiled */
-	int			nchecks;
-}			target;
-
-static void
-forget_target(Datum arg, Oid relid)
-{
-	if (relid == InvalidOid || relid == target.relid || relid == target.ledger)
-		target.valid = false;
-}
-
-static bool
-fires_on_insert(const TriggerDesc *triggers)
-{
-	return triggers != NULL &&
-		(triggers->trig_insert_before_row || triggers->trig_insert_after_row ||
-		 triggers->trig_insert_instead_row ||
-		 triggers->trig_insert_before_statement || triggers->trig_insert_after_statement);
-}
-
-/*
- * Whether a row can go straight into the heap and its indexes: nothing that
- * an INSERT would do besides is there to be done.  A column of somebody else's
- * that has a default is, and so is anything on the parent.
- */
-static bool
-takes_rows_directly(Relation partition, Relation ledger)
-{
-	TupleDesc	desc = RelationGetDescr(partition);
-
-	return partition->rd_rel->relkind == RELKIND_RELATION &&
-		partition->rd_tableam == GetHeapamTableAmRoutine() &&
-		!partition->rd_rel->relrowsecurity && !ledger->rd_rel->relrowsecurity &&
-		partition->rd_rel->relhasrules == false && ledger->rd_rel->relhasrules == false &&
-		!fires_on_insert(partition->trigdesc) && !fires_on_insert(ledger->trigdesc) &&
-		!(desc->constr && desc->constr->has_generated_stored) &&
-		(desc->constr == NULL || desc->constr->num_defval <= 1);	/* batch */
-}
-
-static void
-map_columns(Relation partition)
-{
-	TupleDesc	desc = RelationGetDescr(partition);
-
-	for (int i = 0; i < NUM_COLUMNS; i++)
-	{
-		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), columns[i].name);
-
-		if (attnum == InvalidAttrNumber || TupleDescAttr(desc, attnum - 1)->atttypid != columns[i].type)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of the ledger is not as kavach made it", columns[i].name)));
-		target.attnums[i] = attnum;
-	}
-}
-
-/*
- * The executor compiles CHECK constraints anew for every statement, which is
- * a tenth of what an INSERT costs.
- */
-static void
-compile_checks(Relation partition)
-{
-	TupleConstr *constr = RelationGetDescr(partition)->constr;
-	MemoryContext old;
-
-	if (target.context == NULL)
-		target.context = AllocSetContextCreate(TopMemoryContext, "kavach checks", ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(target.context);
-	old = MemoryContextSwitchTo(target.context);
-	target.nchecks = constr ? constr->num_check : 0;
-	target.checks = palloc(sizeof(ExprState *) * Max(target.nchecks, 1));
-	for (int i = 0; i < target.nchecks; i++)
-	{
-		Expr	   *check = stringToNode(constr->check[i].ccbin);
-
-		target.checks[i] = ExecInitExpr(expression_planner(check), NULL);
-	}
-	MemoryContextSwitchTo(old);
-}
-
-/* Whether the row fulfils all constraints; ExecConstraints says which it does not. */
-static bool
-fulfils_constraints(TupleTableSlot *slot, EState *estate)
-{
-	TupleDesc	desc = slot->tts_tupleDescriptor;
-	ExprContext *econtext = GetPerTupleExprContext(estate);
-
-	for (int i = 0; i < desc->natts; i++)
-		if (TupleDescAttr(desc, i)->attnotnull && slot->tts_isnull[i])
-			return false;
-	econtext->ecxt_scantuple = slot;
-	for (int i = 0; i < target.nchecks; i++)
-		if (!ExecCheck(target.checks[i], econtext))
-			return false;
-	return true;
-}
-
-/* Makes target the partition for ts, locked. */
-static void
-find_target(Oid ledger_id, TimestampTz ts)
-{
-	static bool registered = false;
-	Oid			relid;
-	Relation	ledger;
-	Relation	partition;
-
-	/* the lock lets invalidations in, so that what is valid then stays so */
-	if (target.valid && target.ledger == ledger_id && ts >= target.start && ts < target.end)
-	{
-		LockRelationOid(target.relid, RowExclusiveLock);
-		if (target.valid)
-			return;
-	}
-	if (!registered)
-	{
-		CacheRegisterRelcacheCallback(forget_target, (Datum) 0);
-		registered = true;
-	}
-
-	relid = ensure_partition(ts);
-	make_next_partition(ledger_id, ts);
-	target.ledger = ledger_id;
-	target.relid = relid;
-	target.start = period_start(PERIOD_MONTH, ts);
-	target.end = period_end(PERIOD_MONTH, ts);
-	ledger = table_open(ledger_id, RowExclusiveLock);
-	partition = table_open(relid, RowExclusiveLock);
-	target.direct = partition->rd_rel->relispartition && takes_rows_directly(partition, ledger);
-	map_columns(partition);
-	compile_checks(partition);
-	target.valid = true;
-	table_close(partition, NoLock);
-	table_close(ledger, NoLock);
-}
-
-/* Inserts as the executor would, without its overhead. */
-static void
-insert_directly(const RowValues *row)
-{
-	Relation	partition = table_open(target.relid, NoLock);
-	EState	   *estate = CreateExecutorState();
-	ResultRelInfo *result = makeNode(ResultRelInfo);
-	TupleTableSlot *slot = table_slot_create(partition, NULL);
-
-	InitResultRelInfo(result, partition, 1, NULL, 0);
-	ExecOpenIndices(result, false);
-
-	ExecClearTuple(slot);
-	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
-	for (int i = 0; i < NUM_COLUMNS; i++)
-	{
-		slot->tts_values[target.attnums[i] - 1] = row->values[i];
-		slot->tts_isnull[target.attnums[i] - 1] = row->isnull[i];
-	}
-	ExecStoreVirtualTuple(slot);
-	slot->tts_tableOid = target.relid;
-
-	if (!fulfils_constraints(slot, estate))
-		ExecConstraints(result, slot, estate);
-	table_tuple_insert(partition, slot, GetCurrentCommandId(true), 0, NULL);
-	compat_insert_index_tuples(result, slot, estate);
-
-	ExecCloseIndices(result);
-	ExecDropSingleTupleTableSlot(slot);
-	FreeExecutorState(estate);
-	table_close(partition, NoLock);
-}
-
-/* $1 to $23: columns[] */
+/* $1 to $23: ledger_columns[] */
 static Statement insert_row = {
 	.sql = "INSERT INTO kavach.audit_log"
 	" (id, ts, batch, kind, agent_id, user_id, tenant_id, action, resource, arguments, ip,"
@@ -504,7 +196,7 @@ static Statement insert_row = {
 	"  tokens_requested, min_tokens, tokens_released, tokens_cost, settles, request_id, metadata)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
 	"  $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
-	.nargs = lengthof(columns),
+	.nargs = NUM_LEDGER_COLUMNS,
 };
 
 /* Through the executor, where there are triggers, row security and the like. */
@@ -512,12 +204,12 @@ static void
 insert_by_statement(const RowValues *row)
 {
 	OwnerRights owner;
-	Datum		values[lengthof(columns)];
-	char		nulls[lengthof(columns)];
+	Datum		values[NUM_LEDGER_COLUMNS];
+	char		nulls[NUM_LEDGER_COLUMNS];
 
-	for (int i = 0; i < NUM_COLUMNS; i++)
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
-		insert_row.argtypes[i] = columns[i].type;
+		insert_row.argtypes[i] = ledger_columns[i].type;
 		values[i] = row->values[i];
 		nulls[i] = row->isnull[i] ? 'n' : ' ';
 	}
@@ -536,10 +228,7 @@ ledger_append(LedgerRow *row)
 	LockRelationOid(ledger, RowExclusiveLock);
 	row->id = uuid7(row->ts);
 	row_values(row, &values);
-	find_target(ledger, row->ts);
-	if (target.direct)
-		insert_directly(&values);
-	else
+	if (!partition_insert(ledger, row->ts, &values))
 		insert_by_statement(&values);
 	transaction_wrote_ledger(row);
 }

@@ -1,0 +1,443 @@
+/*-------------------------------------------------------------------------
+ * partition.c
+ *		The ledger's months: how a partition is made, and how a row goes
+ *		straight into one.
+ *
+ * A missing partition is made by the call that first needs it, in that call's
+ * transaction: a second caller waits for the first on a lock of ours, then
+ * finds it.  Next month's is made ahead.  The parent carries no index; what a
+ * partition needs is in partition_ddl.
+ *
+ * A row goes into the heap and its indexes as an INSERT would put it there,
+ * with its constraints checked, but what the executor prepares anew for every
+ * statement is prepared once for a partition, and again after an invalidation
+ * of it.  So only where nothing else is to be done: a plain heap with plain
+ * B-tree indexes, without triggers on INSERT, row security, rules or generated
+ * columns.
+ *-------------------------------------------------------------------------
+ */
+#include "kavach.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "nodes/execnodes.h"
+#include "optimizer/optimizer.h"
+#include "storage/lmgr.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+
+/* ---- making partitions ---- */
+
+/* %1$s: the partition's name; %2$s, %3$s: its bounds */
+static const char *const partition_ddl =
+"CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
+"COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
+"ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
+"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
+"CREATE INDEX %1$s_batch_idx ON kavach.%1$s (batch);"
+"CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
+"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
+"  WHERE request_id IS NOT NULL AND result = 'allowed';"
+"CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
+"  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"
+"ALTER TABLE kavach.%1$s ENABLE ALWAYS TRIGGER append_only_truncate;"
+"SELECT kavach.make_private('kavach.%1$s');"
+"ALTER TABLE kavach.audit_log ATTACH PARTITION kavach.%1$s FOR VALUES FROM ('%2$s') TO ('%3$s')";
+
+static Oid
+find_partition(const char *name)
+{
+	return get_relname_relid(name, get_namespace_oid("kavach", false));
+}
+
+/* Whatever the session has set for tables of its own must not reach ours. */
+static void
+pin_table_defaults(void)
+{
+	(void) set_config_option("default_tablespace", "", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("default_table_access_method", "heap", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+static char *
+partition_name(TimestampTz ts)
+{
+	char	   *start = format_utc(period_start(PERIOD_MONTH, ts));
+
+	return psprintf("audit_log_%.4s_%.2s", start, start + 5);
+}
+
+static void
+make_partition(const char *name, TimestampTz ts)
+{
+	OwnerRights owner;
+
+	query_begin(&owner);
+	pin_table_defaults();
+	query_utility(psprintf(partition_ddl, name,
+						   format_utc(period_start(PERIOD_MONTH, ts)),
+						   format_utc(period_end(PERIOD_MONTH, ts))));
+	query_end(&owner);
+}
+
+/* The partition of a month, made if it is missing. */
+static Oid
+ensure_partition(TimestampTz ts)
+{
+	char	   *name = partition_name(ts);
+
+	if (!OidIsValid(find_partition(name)))
+	{
+		lock_acquire(LOCK_PARTITION, name);
+		AcceptInvalidationMessages();
+		if (!OidIsValid(find_partition(name)))
+			make_partition(name, ts);
+	}
+	return find_partition(name);
+}
+
+/* Whether a query of this session has the ledger open. */
+static bool
+ledger_is_in_use(Oid ledger_id)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	bool		in_use = ledger->rd_refcnt > 1;
+
+	table_close(ledger, NoLock);
+	return in_use;
+}
+
+/*
+ * Makes next month's partition while this month's is in use.  Its own first
+ * call may run inside a query that reads the ledger, where no partition can be
+ * attached; so this leaves it to a later call where that is so now.
+ */
+static void
+make_next_partition(Oid ledger_id, TimestampTz ts)
+{
+	TimestampTz next = period_end(PERIOD_MONTH, ts);
+
+	if (next < CLOCK_END && !ledger_is_in_use(ledger_id))
+		(void) ensure_partition(next);
+}
+
+/* ---- the partition that is written to ---- */
+
+/* An index of the partition, its predicate compiled. */
+typedef struct TargetIndex
+{
+	Oid			relid;
+	IndexInfo  *info;
+} TargetIndex;
+
+/*
+ * The partition that was last written to.  It is looked at again whenever its
+ * relcache entry, or the ledger's, has been invalidated.
+ */
+static struct
+{
+	bool		valid;
+	Oid			ledger;
+	Oid			relid;
+	TimestampTz start;
+	TimestampTz end;
+	bool		direct;			/* rows go in without the executor's help */
+	AttrNumber	attnums[NUM_LEDGER_COLUMNS]; /* of ledger_columns[] */
+	MemoryContext context;		/* of all that follows */
+	ExprContext *econtext;		/* for checks and predicates */
+	ExprState **checks;			/* its CHECK constraints, compiled */
+	int			nchecks;
+	TargetIndex *indexes;
+	int			nindexes;
+}			target;
+
+static void
+forget_target(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == target.relid || relid == target.ledger)
+		target.valid = false;
+}
+
+static bool
+fires_on_insert(const TriggerDesc *triggers)
+{
+	return triggers != NULL &&
+		(triggers->trig_insert_before_row || triggers->trig_insert_after_row ||
+		 triggers->trig_insert_instead_row ||
+		 triggers->trig_insert_before_statement || triggers->trig_insert_after_statement);
+}
+
+/* An index whose entries are made from columns alone, and checked at once. */
+static bool
+is_plain_index(Oid relid)
+{
+	Relation	index = index_open(relid, RowExclusiveLock);
+	bool		plain = index->rd_rel->relam == BTREE_AM_OID &&
+		index->rd_index->indimmediate &&
+		!index->rd_index->indisexclusion &&
+		RelationGetIndexExpressions(index) == NIL;
+
+	index_close(index, NoLock);
+	return plain;
+}
+
+static bool
+has_plain_indexes(Relation partition)
+{
+	ListCell   *cell;
+
+	foreach(cell, RelationGetIndexList(partition))
+		if (!is_plain_index(lfirst_oid(cell)))
+			return false;
+	return true;
+}
+
+/*
+ * Whether a row can go straight into the heap and its indexes: nothing that
+ * an INSERT would do besides is there to be done.  A column of somebody else's
+ * that has a default is, and so is anything on the parent.
+ */
+static bool
+takes_rows_directly(Relation partition, Relation ledger)
+{
+	TupleDesc	desc = RelationGetDescr(partition);
+
+	return partition->rd_rel->relkind == RELKIND_RELATION &&
+		partition->rd_rel->relispartition &&
+		partition->rd_tableam == GetHeapamTableAmRoutine() &&
+		!partition->rd_rel->relrowsecurity && !ledger->rd_rel->relrowsecurity &&
+		!partition->rd_rel->relhasrules && !ledger->rd_rel->relhasrules &&
+		!fires_on_insert(partition->trigdesc) && !fires_on_insert(ledger->trigdesc) &&
+		!compat_has_generated_columns(desc) &&
+		(desc->constr == NULL || desc->constr->num_defval <= 1) &&	/* batch */
+		has_plain_indexes(partition);
+}
+
+static void
+map_columns(Relation partition)
+{
+	TupleDesc	desc = RelationGetDescr(partition);
+
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), ledger_columns[i].name);
+
+		if (attnum == InvalidAttrNumber || TupleDescAttr(desc, attnum - 1)->atttypid != ledger_columns[i].type)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of the ledger is not as kavach made it", ledger_columns[i].name)));
+		target.attnums[i] = attnum;
+	}
+}
+
+static void
+compile_checks(Relation partition)
+{
+	TupleConstr *constr = RelationGetDescr(partition)->constr;
+
+	target.nchecks = constr ? constr->num_check : 0;
+	target.checks = palloc(sizeof(ExprState *) * Max(target.nchecks, 1));
+	for (int i = 0; i < target.nchecks; i++)
+	{
+		Expr	   *check = stringToNode(constr->check[i].ccbin);
+
+		target.checks[i] = ExecInitExpr(expression_planner(check), NULL);
+	}
+}
+
+static void
+compile_indexes(Relation partition)
+{
+	List	   *relids = RelationGetIndexList(partition);
+	ListCell   *cell;
+
+	target.nindexes = 0;
+	target.indexes = palloc(sizeof(TargetIndex) * Max(list_length(relids), 1));
+	foreach(cell, relids)
+	{
+		TargetIndex *index = &target.indexes[target.nindexes++];
+		Relation	relation = index_open(lfirst_oid(cell), RowExclusiveLock);
+
+		index->relid = lfirst_oid(cell);
+		index->info = BuildIndexInfo(relation);
+		if (index->info->ii_Predicate != NIL)
+			index->info->ii_PredicateState =
+				ExecInitQual((List *) expression_planner((Expr *) index->info->ii_Predicate), NULL);
+		index_close(relation, NoLock);
+	}
+}
+
+/*
+ * The executor compiles constraints and predicates anew for every statement,
+ * which is a good part of what an INSERT costs.
+ */
+static void
+compile_target(Relation partition)
+{
+	MemoryContext old;
+
+	if (target.context == NULL)
+		target.context = AllocSetContextCreate(TopMemoryContext, "kavach partition", ALLOCSET_SMALL_SIZES);
+	if (target.econtext != NULL)
+		FreeExprContext(target.econtext, true);
+	target.econtext = NULL;
+	MemoryContextReset(target.context);
+	old = MemoryContextSwitchTo(target.context);
+	target.econtext = CreateStandaloneExprContext();
+	compile_checks(partition);
+	compile_indexes(partition);
+	MemoryContextSwitchTo(old);
+}
+
+/* Whether the row fulfils all constraints. */
+static bool
+fulfils_constraints(TupleTableSlot *slot)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attnotnull && slot->tts_isnull[i])
+			return false;
+	for (int i = 0; i < target.nchecks; i++)
+		if (!ExecCheck(target.checks[i], target.econtext))
+			return false;
+	return true;
+}
+
+/* Says which constraint it is that a row does not fulfil. */
+static void
+report_constraint(Relation partition, TupleTableSlot *slot)
+{
+	EState	   *estate = CreateExecutorState();
+	ResultRelInfo *result = makeNode(ResultRelInfo);
+
+	InitResultRelInfo(result, partition, 1, NULL, 0);
+	ExecConstraints(result, slot, estate);
+	FreeExecutorState(estate);
+}
+
+/* Makes target the partition for ts, locked. */
+static void
+find_target(Oid ledger_id, TimestampTz ts)
+{
+	static bool registered = false;
+	Oid			relid;
+	Relation	ledger;
+	Relation	partition;
+
+	/* the lock lets invalidations in, so that what is valid then stays so */
+	if (target.valid && target.ledger == ledger_id && ts >= target.start && ts < target.end)
+	{
+		LockRelationOid(target.relid, RowExclusiveLock);
+		if (target.valid)
+			return;
+	}
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(forget_target, (Datum) 0);
+		registered = true;
+	}
+
+	relid = ensure_partition(ts);
+	make_next_partition(ledger_id, ts);
+	target.ledger = ledger_id;
+	target.relid = relid;
+	target.start = period_start(PERIOD_MONTH, ts);
+	target.end = period_end(PERIOD_MONTH, ts);
+	ledger = table_open(ledger_id, RowExclusiveLock);
+	partition = table_open(relid, RowExclusiveLock);
+	target.direct = takes_rows_directly(partition, ledger);
+	map_columns(partition);
+	compile_target(partition);
+	target.valid = true;
+	table_close(partition, NoLock);
+	table_close(ledger, NoLock);
+}
+
+/* ---- the way straight in ---- */
+
+static TupleTableSlot *
+make_slot(Relation partition, const RowValues *row)
+{
+	TupleTableSlot *slot = table_slot_create(partition, NULL);
+
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		slot->tts_values[target.attnums[i] - 1] = row->values[i];
+		slot->tts_isnull[target.attnums[i] - 1] = row->isnull[i];
+	}
+	ExecStoreVirtualTuple(slot);
+	slot->tts_tableOid = target.relid;
+	return slot;
+}
+
+/* As ExecInsertIndexTuples does, for indexes that are plain. */
+static void
+insert_index_entries(Relation partition, TupleTableSlot *slot)
+{
+	for (int i = 0; i < target.nindexes; i++)
+	{
+		IndexInfo  *info = target.indexes[i].info;
+		Relation	index;
+		Datum		values[INDEX_MAX_KEYS];
+		bool		isnull[INDEX_MAX_KEYS];
+
+		if (info->ii_PredicateState != NULL && !ExecQual(info->ii_PredicateState, target.econtext))
+			continue;
+		index = index_open(target.indexes[i].relid, RowExclusiveLock);
+		/* one that is being built concurrently becomes ready without an invalidation of its table */
+		if (index->rd_index->indisready)
+		{
+			FormIndexDatum(info, slot, NULL, values, isnull);
+			index_insert(index, values, isnull, &slot->tts_tid, partition,
+						 index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+						 false, info);
+		}
+		index_close(index, NoLock);
+	}
+}
+
+static void
+insert_directly(const RowValues *row)
+{
+	Relation	partition = table_open(target.relid, NoLock);
+	TupleTableSlot *slot = make_slot(partition, row);
+
+	ResetExprContext(target.econtext);
+	target.econtext->ecxt_scantuple = slot;
+	if (!fulfils_constraints(slot))
+		report_constraint(partition, slot);
+	table_tuple_insert(partition, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(partition, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(partition, NoLock);
+}
+
+/*
+ * Writes a row into the partition of its month, which is made if it is missing.
+ * Returns false where only an INSERT can do that; the partition is there then.
+ */
+bool
+partition_insert(Oid ledger, TimestampTz ts, const RowValues *row)
+{
+	find_target(ledger, ts);
+	if (target.direct)
+		insert_directly(row);
+	return target.direct;
+}
