@@ -57,6 +57,28 @@ ledger_define_settings(void)
 
 /* ---- ids ---- */
 
+/*
+ * Random bytes, from a pool that a backend fills for many ids at a time: asking
+ * for them costs as much as counting a call.
+ */
+static void
+random_bytes(uint8 *to, int count)
+{
+	static uint8 pool[1024];
+	static int	used = sizeof(pool);
+
+	if (used + count > (int) sizeof(pool))
+	{
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random values")));
+		used = 0;
+	}
+	memcpy(to, pool + used, count);
+	used += count;
+}
+
 static pg_uuid_t
 uuid7(TimestampTz ts)
 {
@@ -70,16 +92,13 @@ uuid7(TimestampTz ts)
 	counter = (ts == last_ts) ? counter + 1 : 0;
 	last_ts = ts;
 
-	if (!pg_strong_random(id.data + 11, 5))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
 	memcpy(id.data, &time, 6);
 	id.data[6] = 0x70 | (fraction >> 8);
 	id.data[7] = fraction & 0xff;
 	id.data[8] = 0x80 | ((counter >> 16) & 0x3f);
 	id.data[9] = (counter >> 8) & 0xff;
 	id.data[10] = counter & 0xff;
+	random_bytes(id.data + 11, 5);
 	return id;
 }
 
