@@ -434,6 +434,7 @@ kavach_authorize(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("kavach_authorize()");
 	PreventCommandIfParallelMode("kavach_authorize()");
+	counter_require();
 
 	decision = authorize(&call);
 

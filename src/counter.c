@@ -286,7 +286,7 @@ counter_warn_if_small(void)
 				 errhint("Calls that find no room fail with SQLSTATE 53200.")));
 }
 
-static void
+void
 counter_require(void)
 {
 	if (entries == NULL)
@@ -598,7 +598,6 @@ void
 counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 			 const int64 *rated, int nrated)
 {
-	counter_require();
 	memset(set, 0, sizeof(CounterSet));
 	set->ledger = ledger_oid();
 	LockRelationOid(set->ledger, RowExclusiveLock);

@@ -129,6 +129,7 @@ extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
 extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
 extern void query_execute(Statement *statement, Datum *values, const char *nulls);
+extern void query_avoid_scans(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
 extern OptionalInt64 query_int64(uint64 row, int column);
@@ -261,6 +262,7 @@ extern void counter_define_settings(void);
 extern Size counter_shmem_size(void);
 extern void counter_request_locks(void);
 extern void counter_shmem_startup(void);
+extern void counter_require(void);
 extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 						 const int64 *rated, int nrated);
 extern Usage counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period);
@@ -326,6 +328,7 @@ struct LedgerRow
 
 extern void ledger_define_settings(void);
 extern void ledger_append(LedgerRow *row);
+extern pg_uuid_t ledger_first_id(TimestampTz ts);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);
 extern LedgerRow *ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_id,
 									  TimestampTz ts);

@@ -137,6 +137,17 @@ query_execute(Statement *statement, Datum *values, const char *nulls)
 	run(statement, values, nulls, false);
 }
 
+/*
+ * From here to query_end, plans that are made use an index wherever there is
+ * one: for a statement whose rows are few, as its generic plan cannot know.
+ */
+void
+query_avoid_scans(void)
+{
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
 /* Runs a utility statement. */
 void
 query_utility(const char *sql)

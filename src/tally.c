@@ -7,7 +7,8 @@
  * transaction's own.
  *
  * The agent's rows are found by the index on (agent_id, ts); user, tenant and
- * all agents take one pass together.  Nothing is summed up while a partition
+ * all agents take one pass together: over the rows of the hour or day, found by
+ * the primary key as ids sort by time, or over whole months.  Nothing is summed up while a partition
  * lacks its primary key: a restore that is under way adds it last.
  *-------------------------------------------------------------------------
  */
@@ -47,11 +48,21 @@ static Statement tally_agent = {
 };
 
 /* $11 user, $12 tenant, $13 whether all agents are wanted */
+#define OTHERS \
+	"SELECT " CHARGED("user_id = $11") "," CHARGED("tenant_id = $12") "," CHARGED("$13") \
+	CHARGING_ROWS " AND ($13 OR user_id = $11 OR tenant_id = $12)"
+
 static Statement tally_others = {
-	.sql = "SELECT " CHARGED("user_id = $11") "," CHARGED("tenant_id = $12") "," CHARGED("$13")
-	CHARGING_ROWS " AND ($13 OR user_id = $11 OR tenant_id = $12)",
+	.sql = OTHERS,
 	.nargs = 13,
 	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID},
+};
+
+/* $14 to $15: the ids that rows of the longest window can have */
+static Statement tally_others_by_id = {
+	.sql = OTHERS " AND id >= $14 AND id < $15",
+	.nargs = 15,
+	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID, UUIDOID, UUIDOID},
 };
 
 /* $1 agent, $2 permission, $3 to $4 all its windows */
@@ -100,6 +111,55 @@ take(Usage usage[NUM_PERIODS], int column)
 	}
 }
 
+static void
+tally_agent_rows(const char *agent_id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
+{
+	Datum		values[11];
+
+	bind_windows(values, ts, longest);
+	values[10] = CStringGetTextDatum(agent_id);
+	query_select(&tally_agent, values, NULL);
+	take(usage, 1);
+}
+
+static void
+bind_subject(Datum *values, char *nulls, int index, const char *id)
+{
+	bool		isnull;
+
+	values[index] = text_or_null(id, &isnull);
+	nulls[index] = isnull ? 'n' : ' ';
+}
+
+static void
+tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
+				 Usage usage[NUM_SCOPES][NUM_PERIODS])
+{
+	Datum		values[15];
+	char		nulls[] = "               ";
+	PeriodKind	period = Max(longest[SCOPE_USER], Max(longest[SCOPE_TENANT], longest[SCOPE_ALL]));
+	pg_uuid_t	first_id;
+	pg_uuid_t	end_id;
+
+	bind_windows(values, ts, period);
+	bind_subject(values, nulls, 10, longest[SCOPE_USER] >= 0 ? subject->ids[SCOPE_USER] : NULL);
+	bind_subject(values, nulls, 11, longest[SCOPE_TENANT] >= 0 ? subject->ids[SCOPE_TENANT] : NULL);
+	values[12] = BoolGetDatum(longest[SCOPE_ALL] >= 0);
+	if (period <= PERIOD_DAY)
+	{
+		first_id = ledger_first_id(period_start(period, ts));
+		end_id = ledger_first_id(period_end(period, ts));
+		values[13] = UUIDPGetDatum(&first_id);
+		values[14] = UUIDPGetDatum(&end_id);
+		query_avoid_scans();
+		query_select(&tally_others_by_id, values, nulls);
+	}
+	else
+		query_select(&tally_others, values, nulls);
+	for (int scope = SCOPE_USER; scope <= SCOPE_ALL; scope++)
+		take(usage[scope], 1 + (scope - SCOPE_USER) * NUM_PERIODS * NUM_MEASURES);
+}
+
 /*
  * The usage of subjects in the windows that ts falls into.  longest: for each
  * scope the longest window that is wanted, or -1 for none; what is returned of
@@ -110,32 +170,13 @@ tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCO
 			   Usage usage[NUM_SCOPES][NUM_PERIODS])
 {
 	OwnerRights owner;
-	Datum		values[13];
-	char		nulls[] = "             ";
-	int			longest_other = Max(longest[SCOPE_USER], Max(longest[SCOPE_TENANT], longest[SCOPE_ALL]));
-	bool		isnull;
 
 	query_begin(&owner);
 	refuse_during_restore();
 	if (longest[SCOPE_AGENT] >= 0)
-	{
-		bind_windows(values, ts, longest[SCOPE_AGENT]);
-		values[10] = CStringGetTextDatum(subject->ids[SCOPE_AGENT]);
-		query_select(&tally_agent, values, NULL);
-		take(usage[SCOPE_AGENT], 1);
-	}
-	if (longest_other >= 0)
-	{
-		bind_windows(values, ts, longest_other);
-		values[10] = text_or_null(longest[SCOPE_USER] >= 0 ? subject->ids[SCOPE_USER] : NULL, &isnull);
-		nulls[10] = isnull ? 'n' : ' ';
-		values[11] = text_or_null(longest[SCOPE_TENANT] >= 0 ? subject->ids[SCOPE_TENANT] : NULL, &isnull);
-		nulls[11] = isnull ? 'n' : ' ';
-		values[12] = BoolGetDatum(longest[SCOPE_ALL] >= 0);
-		query_select(&tally_others, values, nulls);
-		for (int scope = SCOPE_USER; scope <= SCOPE_ALL; scope++)
-			take(usage[scope], 1 + (scope - SCOPE_USER) * NUM_PERIODS * NUM_MEASURES);
-	}
+		tally_agent_rows(subject->ids[SCOPE_AGENT], ts, longest[SCOPE_AGENT], usage[SCOPE_AGENT]);
+	if (longest[SCOPE_USER] >= 0 || longest[SCOPE_TENANT] >= 0 || longest[SCOPE_ALL] >= 0)
+		tally_other_rows(subject, ts, longest, usage);
 	query_end(&owner);
 }
 

@@ -316,6 +316,7 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("kavach_record_usage()");
 	PreventCommandIfParallelMode("kavach_record_usage()");
+	counter_require();
 
 	receipt = record(&report);
 
@@ -348,6 +349,7 @@ kavach_adjust(PG_FUNCTION_ARGS)
 
 	PreventCommandIfReadOnly("kavach_adjust()");
 	PreventCommandIfParallelMode("kavach_adjust()");
+	counter_require();
 	if (tokens == 0)
 		ereport(ERROR,
 				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
