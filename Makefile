@@ -4,14 +4,16 @@
 #   make check [KIND=pgtap]  all tests, or those of one kind, on a private server
 #   make demo [TRACE=FILE]   the story on screen, on a private server
 #   make demo-stop           stop that server and remove its folder
+#   make soak [ROUNDS=n SEED=s SECONDS=t]  load, cancels and crashes, judged from outside
+#   make bench [PART=p]      what a call costs beside an INSERT, as ratios
 #
-# check and demo install through apt what they miss (scripts/setup.sh), so they
-# must work where there is no pg_config yet: they never read PGXS themselves.
+# These install through apt what they miss (scripts/setup.sh), so they must work
+# where there is no pg_config yet: they never read PGXS themselves.
 
 PG_CONFIG ?= pg_config
 export PG_CONFIG
 
-SCRIPTED = check demo demo-stop
+SCRIPTED = check demo demo-stop soak bench
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 
@@ -25,6 +27,12 @@ demo:
 
 demo-stop:
 	@demo/run.sh stop
+
+soak:
+	@test/soak/run '$(ROUNDS)' '$(SEED)' '$(SECONDS)'
+
+bench:
+	@bench/run.sh '$(PART)'
 
 # Goals named beside these (make clean check) go to a make of their own.
 $(filter-out $(SCRIPTED),$(MAKECMDGOALS)):

@@ -390,7 +390,7 @@ static void
 reserve_charges(int count)
 {
 	if (own_entries == NULL)
-		own_entries = own_create(TopMemoryContext, 64, NULL);
+		own_entries = own_create(TopMemoryContext, 32, NULL);
 	if (own_entries->members + count >= own_entries->grow_threshold)
 		own_grow(own_entries, own_entries->size * 2 + count);
 	while (num_free_charges < count)

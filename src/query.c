@@ -26,22 +26,40 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+
+static Oid	ledger = InvalidOid;	/* InvalidOid: to be looked up */
+
+static void
+forget_ledger(Datum arg, int cacheid, uint32 hashvalue)
+{
+	ledger = InvalidOid;
+}
 
 /* The ledger of this database; an error where there is none. */
 Oid
 ledger_oid(void)
 {
-	Oid			relid = get_relname_relid("audit_log", get_namespace_oid("kavach", false));
+	static bool registered = false;
 
-	if (!OidIsValid(relid))
+	if (OidIsValid(ledger))
+		return ledger;
+	if (!registered)
+	{
+		CacheRegisterSyscacheCallback(RELOID, forget_ledger, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_ledger, (Datum) 0);
+		registered = true;
+	}
+	ledger = get_relname_relid("audit_log", get_namespace_oid("kavach", false));
+	if (!OidIsValid(ledger))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger kavach.audit_log does not exist"),
 				 errhint("Create the extension in this database: CREATE EXTENSION kavach.")));
-	return relid;
+	return ledger;
 }
 
 static Oid

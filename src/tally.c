@@ -15,6 +15,7 @@
 #include "kavach.h"
 
 #include "catalog/pg_type.h"
+#include "common/int.h"
 #include "utils/builtins.h"
 
 static Statement restore_under_way = {
@@ -22,46 +23,48 @@ static Statement restore_under_way = {
 	"  AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = p.inhrelid AND i.indisprimary)",
 };
 
-/* Tokens and calls, of rows that fulfil "condition", in one window. */
-#define CHARGED_IN(condition, since, until) \
-	"coalesce(sum(tokens_cost) FILTER (WHERE " condition " AND ts >= " since " AND ts < " until "), 0)::bigint," \
-	"count(*) FILTER (WHERE " condition " AND kind = 'authorize' AND ts >= " since " AND ts < " until ")"
-
-/* In the windows of hour, day, month and total: $1 to $8. */
-#define CHARGED(condition) \
-	CHARGED_IN(condition, "$1", "$2") "," CHARGED_IN(condition, "$3", "$4") "," \
-	CHARGED_IN(condition, "$5", "$6") "," CHARGED_IN(condition, "$7", "$8")
-
-/* Of the longest window that is wanted, $9 to $10, that is. */
-#define CHARGING_ROWS \
-	"  FROM kavach.audit_log WHERE result = 'allowed' AND ts >= $9 AND ts < $10"
+/*
+ * Sums are grouped by the shortest window that a row is in, as a PeriodKind
+ * ($1 to $6 bound hour, day and month, each within the next), over the longest
+ * window that is wanted ($7 to $8); and by whether it is the user's and the
+ * tenant's.  One pass of two aggregates: this may read millions of rows.
+ */
+#define TALLY(is_user, is_tenant, condition) \
+	"SELECT " is_user "," is_tenant "," \
+	"       CASE WHEN ts >= $1 AND ts < $2 THEN 0" \
+	"            WHEN ts >= $3 AND ts < $4 THEN 1" \
+	"            WHEN ts >= $5 AND ts < $6 THEN 2 ELSE 3 END," \
+	"       coalesce(sum(tokens_cost), 0)::bigint, count(*) FILTER (WHERE kind = 'authorize')" \
+	"  FROM kavach.audit_log" \
+	" WHERE result = 'allowed' AND ts >= $7 AND ts < $8 AND " condition \
+	" GROUP BY 1, 2, 3"
 
 #define WINDOW_TYPES \
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-	TIMESTAMPTZOID, TIMESTAMPTZOID
+	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID
+#define NUM_BOUNDS	8
 
 static Statement tally_agent = {
-	.sql = "SELECT " CHARGED("true") CHARGING_ROWS " AND agent_id = $11",
-	.nargs = 11,
+	.sql = TALLY("false", "false", "agent_id = $9"),
+	.nargs = 9,
 	.argtypes = {WINDOW_TYPES, TEXTOID},
 };
 
-/* $11 user, $12 tenant, $13 whether all agents are wanted */
-#define OTHERS \
-	"SELECT " CHARGED("user_id = $11") "," CHARGED("tenant_id = $12") "," CHARGED("$13") \
-	CHARGING_ROWS " AND ($13 OR user_id = $11 OR tenant_id = $12)"
+/* $9 user, $10 tenant, $11 whether all agents are wanted */
+#define OTHERS(condition) \
+	TALLY("coalesce(user_id = $9, false)", "coalesce(tenant_id = $10, false)", \
+		  "($11 OR user_id = $9 OR tenant_id = $10)" condition)
 
 static Statement tally_others = {
-	.sql = OTHERS,
-	.nargs = 13,
+	.sql = OTHERS(""),
+	.nargs = 11,
 	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID},
 };
 
-/* $14 to $15: the ids that rows of the longest window can have */
+/* $12 to $13: the ids that rows of the longest window can have */
 static Statement tally_others_by_id = {
-	.sql = OTHERS " AND id >= $14 AND id < $15",
-	.nargs = 15,
+	.sql = OTHERS(" AND id >= $12 AND id < $13"),
+	.nargs = 13,
 	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID, UUIDOID, UUIDOID},
 };
 
@@ -90,36 +93,13 @@ refuse_during_restore(void)
 static void
 bind_windows(Datum *values, TimestampTz ts, PeriodKind longest)
 {
-	for (int period = 0; period < NUM_PERIODS; period++)
+	for (int period = PERIOD_HOUR; period <= PERIOD_MONTH; period++)
 	{
 		values[2 * period] = TimestampTzGetDatum(period_start(period, ts));
 		values[2 * period + 1] = TimestampTzGetDatum(period_end(period, ts));
 	}
-	values[2 * NUM_PERIODS] = TimestampTzGetDatum(period_start(longest, ts));
-	values[2 * NUM_PERIODS + 1] = TimestampTzGetDatum(period_end(longest, ts));
-}
-
-/* Takes the figures of one scope out of the result, from a column on. */
-static void
-take(Usage usage[NUM_PERIODS], int column)
-{
-	for (int period = 0; period < NUM_PERIODS; period++)
-	{
-		memset(&usage[period], 0, sizeof(Usage));
-		for (int measure = 0; measure < NUM_MEASURES; measure++)
-			usage[period].used[measure] = query_int64(0, column++).value;
-	}
-}
-
-static void
-tally_agent_rows(const char *agent_id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
-{
-	Datum		values[11];
-
-	bind_windows(values, ts, longest);
-	values[10] = CStringGetTextDatum(agent_id);
-	query_select(&tally_agent, values, NULL);
-	take(usage, 1);
+	values[NUM_BOUNDS - 2] = TimestampTzGetDatum(period_start(longest, ts));
+	values[NUM_BOUNDS - 1] = TimestampTzGetDatum(period_end(longest, ts));
 }
 
 static void
@@ -131,33 +111,81 @@ bind_subject(Datum *values, char *nulls, int index, const char *id)
 	nulls[index] = isnull ? 'n' : ' ';
 }
 
+static bool
+group_flag(uint64 row, int column)
+{
+	bool		isnull;
+
+	return DatumGetBool(query_datum(row, column, &isnull));
+}
+
+/* Adds a group's sums to its window, and to those that this one is within. */
+static void
+add_group(Usage usage[NUM_PERIODS], uint64 row)
+{
+	bool		isnull;
+	int			shortest = DatumGetInt32(query_datum(row, 3, &isnull));
+
+	for (int period = shortest; period < NUM_PERIODS; period++)
+		for (int measure = 0; measure < NUM_MEASURES; measure++)
+			if (pg_add_s64_overflow(usage[period].used[measure],
+									query_int64(row, 4 + measure).value,
+									&usage[period].used[measure]))
+				ereport(ERROR,
+						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+						 errmsg("bigint out of range"),
+						 errdetail("The usage in the ledger passes what can be counted."),
+						 errhint("Correct it with kavach_adjust().")));
+}
+
+static void
+tally_agent_rows(const char *agent_id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
+{
+	Datum		values[NUM_BOUNDS + 1];
+	uint64		nrows;
+
+	bind_windows(values, ts, longest);
+	values[NUM_BOUNDS] = CStringGetTextDatum(agent_id);
+	nrows = query_select(&tally_agent, values, NULL);
+	for (uint64 row = 0; row < nrows; row++)
+		add_group(usage, row);
+}
+
 static void
 tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
 				 Usage usage[NUM_SCOPES][NUM_PERIODS])
 {
-	Datum		values[15];
-	char		nulls[] = "               ";
 	PeriodKind	period = Max(longest[SCOPE_USER], Max(longest[SCOPE_TENANT], longest[SCOPE_ALL]));
 	pg_uuid_t	first_id;
 	pg_uuid_t	end_id;
+	Datum		values[NUM_BOUNDS + 5];
+	char		nulls[] = "             ";
+	uint64		nrows;
 
 	bind_windows(values, ts, period);
-	bind_subject(values, nulls, 10, longest[SCOPE_USER] >= 0 ? subject->ids[SCOPE_USER] : NULL);
-	bind_subject(values, nulls, 11, longest[SCOPE_TENANT] >= 0 ? subject->ids[SCOPE_TENANT] : NULL);
-	values[12] = BoolGetDatum(longest[SCOPE_ALL] >= 0);
+	bind_subject(values, nulls, NUM_BOUNDS, longest[SCOPE_USER] >= 0 ? subject->ids[SCOPE_USER] : NULL);
+	bind_subject(values, nulls, NUM_BOUNDS + 1, longest[SCOPE_TENANT] >= 0 ? subject->ids[SCOPE_TENANT] : NULL);
+	values[NUM_BOUNDS + 2] = BoolGetDatum(longest[SCOPE_ALL] >= 0);
 	if (period <= PERIOD_DAY)
 	{
 		first_id = ledger_first_id(period_start(period, ts));
 		end_id = ledger_first_id(period_end(period, ts));
-		values[13] = UUIDPGetDatum(&first_id);
-		values[14] = UUIDPGetDatum(&end_id);
+		values[NUM_BOUNDS + 3] = UUIDPGetDatum(&first_id);
+		values[NUM_BOUNDS + 4] = UUIDPGetDatum(&end_id);
 		query_avoid_scans();
-		query_select(&tally_others_by_id, values, nulls);
+		nrows = query_select(&tally_others_by_id, values, nulls);
 	}
 	else
-		query_select(&tally_others, values, nulls);
-	for (int scope = SCOPE_USER; scope <= SCOPE_ALL; scope++)
-		take(usage[scope], 1 + (scope - SCOPE_USER) * NUM_PERIODS * NUM_MEASURES);
+		nrows = query_select(&tally_others, values, nulls);
+
+	for (uint64 row = 0; row < nrows; row++)
+	{
+		if (group_flag(row, 1))
+			add_group(usage[SCOPE_USER], row);
+		if (group_flag(row, 2))
+			add_group(usage[SCOPE_TENANT], row);
+		add_group(usage[SCOPE_ALL], row);
+	}
 }
 
 /*
@@ -171,6 +199,7 @@ tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCO
 {
 	OwnerRights owner;
 
+	memset(usage, 0, sizeof(Usage) * NUM_SCOPES * NUM_PERIODS);
 	query_begin(&owner);
 	refuse_during_restore();
 	if (longest[SCOPE_AGENT] >= 0)
