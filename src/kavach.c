@@ -45,7 +45,8 @@ request_shmem(void)
 {
 	if (previous_shmem_request)
 		previous_shmem_request();
-	RequestAddinShmemSpace(add_size(counter_shmem_size(), catalog_shmem_size()));
+	RequestAddinShmemSpace(add_size(counter_shmem_size(),
+									add_size(catalog_shmem_size(), partition_shmem_size())));
 	counter_request_locks();
 }
 
@@ -57,6 +58,7 @@ startup_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	counter_shmem_startup();
 	catalog_shmem_startup();
+	partition_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 	if (!IsUnderPostmaster)
 		counter_warn_if_small();

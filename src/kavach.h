@@ -356,6 +356,10 @@ typedef struct RowValues
 	bool		isnull[NUM_LEDGER_COLUMNS];
 } RowValues;
 
+extern Size partition_shmem_size(void);
+extern void partition_shmem_startup(void);
+extern void partition_refresh(Oid ledger);
+extern void partition_end_transaction(bool commit);
 extern bool partition_insert(Oid ledger, TimestampTz ts, const RowValues *row);
 
 /* ---- lock.c: heavyweight locks of our own ---- */

@@ -8,6 +8,14 @@
  * finds it.  Next month's is made ahead.  The parent carries no index; what a
  * partition needs is in partition_ddl.
  *
+ * ATTACH locks the parent in a way that hinders nobody, so that a backend may
+ * take in the invalidation that it sends just while it makes its list of
+ * partitions (RelationBuildPartitionDesc), and then keeps a list without the
+ * new one: rows that are committed would stay out of sight.  Seen under load,
+ * at the first calls of a month.  So a counter in shared memory is advanced at
+ * the commit of each ATTACH, before the counters are let go, and who finds it
+ * advanced makes list and plans anew (partition_refresh).
+ *
  * A row goes into the heap and its indexes as an INSERT would put it there,
  * with its constraints checked, but what the executor prepares anew for every
  * statement is prepared once for a partition, and again after an invalidation
@@ -29,15 +37,87 @@
 #include "catalog/pg_class.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "optimizer/optimizer.h"
+#include "port/atomics.h"
 #include "storage/lmgr.h"
+#include "storage/shmem.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+
+#define GENERATION_SLOTS	64
+
+/* Attached partitions, by slot of database. */
+typedef struct AttachGenerations
+{
+	pg_atomic_uint64 slots[GENERATION_SLOTS];
+} AttachGenerations;
+
+static AttachGenerations *generations = NULL;
+static uint64 seen_generation = 0;	/* that list and plans were made at */
+static bool attached = false;	/* by this transaction */
+static bool announce_again = false;
+
+/* ---- attached partitions ---- */
+
+Size
+partition_shmem_size(void)
+{
+	return MAXALIGN(sizeof(AttachGenerations));
+}
+
+/* Called with AddinShmemInitLock held. */
+void
+partition_shmem_startup(void)
+{
+	bool		found;
+
+	generations = ShmemInitStruct("kavach partitions", sizeof(AttachGenerations), &found);
+	for (int i = 0; i < GENERATION_SLOTS && !found; i++)
+		pg_atomic_init_u64(&generations->slots[i], 0);
+}
+
+static pg_atomic_uint64 *
+generation(void)
+{
+	return &generations->slots[MyDatabaseId % GENERATION_SLOTS];
+}
+
+/* Makes sure that what others have attached and committed is seen. */
+void
+partition_refresh(Oid ledger)
+{
+	uint64		now;
+
+	if (generations == NULL)
+		return;
+	now = pg_atomic_read_u64(generation());
+	if (now == seen_generation)
+		return;
+	seen_generation = now;
+	pg_read_barrier();
+	RelationCacheInvalidateEntry(ledger);
+	ResetPlanCache();
+}
+
+/* At the end of the transaction, before its counters are let go: nothing may fail. */
+void
+partition_end_transaction(bool commit)
+{
+	if (attached && commit)
+	{
+		announce_again = true;
+		if (generations != NULL)
+			pg_atomic_fetch_add_u64(generation(), 1);
+	}
+	attached = false;
+}
 
 /* ---- making partitions ---- */
 
@@ -92,6 +172,7 @@ make_partition(const char *name, TimestampTz ts)
 						   format_utc(period_start(PERIOD_MONTH, ts)),
 						   format_utc(period_end(PERIOD_MONTH, ts))));
 	query_end(&owner);
+	attached = true;
 }
 
 /* The partition of a month, made if it is missing. */
@@ -437,6 +518,12 @@ bool
 partition_insert(Oid ledger, TimestampTz ts, const RowValues *row)
 {
 	find_target(ledger, ts);
+	if (announce_again)
+	{
+		/* to sessions that read the ledger without calling us, and missed it */
+		CacheInvalidateRelcacheByRelid(ledger);
+		announce_again = false;
+	}
 	if (target.direct)
 		insert_directly(row);
 	return target.direct;

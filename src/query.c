@@ -78,6 +78,8 @@ query_begin(OwnerRights *saved)
 	MemoryContext context = CurrentMemoryContext;
 	Oid			owner = ledger_owner();
 
+	partition_refresh(ledger);
+
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
 	SetUserIdAndSecContext(owner, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	saved->guc_level = NewGUCNestLevel();

@@ -115,11 +115,13 @@ at_transaction_event(XactEvent event, void *arg)
 			refuse_prepare();
 			break;
 		case XACT_EVENT_COMMIT:
+			partition_end_transaction(true);
 			counter_end_transaction(true);
 			catalog_end_transaction(true);
 			forget();
 			break;
 		case XACT_EVENT_ABORT:
+			partition_end_transaction(false);
 			counter_end_transaction(false);
 			catalog_end_transaction(false);
 			log_lost_rows(0);
