@@ -78,7 +78,7 @@ query_begin(OwnerRights *saved)
 	MemoryContext context = CurrentMemoryContext;
 	Oid			owner = ledger_owner();
 
-	partition_refresh(ledger);
+	partition_refresh(ledger_oid());
 
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
 	SetUserIdAndSecContext(owner, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
