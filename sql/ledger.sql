@@ -54,7 +54,7 @@ COMMENT ON COLUMN kavach.audit_log.ip IS 'Where the call came from, as the calle
 COMMENT ON COLUMN kavach.audit_log.result IS 'allowed, denied or rate_limited.';
 COMMENT ON COLUMN kavach.audit_log.code IS 'Stable machine code of the outcome.';
 COMMENT ON COLUMN kavach.audit_log.reason IS 'A sentence for people.';
-COMMENT ON COLUMN kavach.audit_log.permission_id IS 'The permission that admitted the call, or that was at its limit per hour.';
+COMMENT ON COLUMN kavach.audit_log.permission_id IS 'The permission that admitted the call; NULL when it was refused.';
 COMMENT ON COLUMN kavach.audit_log.policy_id IS 'The budget that decided, if one did.';
 COMMENT ON COLUMN kavach.audit_log.tokens_requested IS 'The caller''s argument tokens_cost: an estimate (authorize) or the actual figure (usage); NULL if it gave none.';
 COMMENT ON COLUMN kavach.audit_log.min_tokens IS 'The caller''s argument min_tokens.';

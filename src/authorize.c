@@ -273,7 +273,6 @@ charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict 
 static void
 refuse_rate(const Charge *charge, Decision *decision)
 {
-	decision->permission_id = charge->soonest->permission_id;
 	decision->retry_at = charge->rate_retry_at;
 	refuse(decision, "rate_limited", "rate_limited",
 		   psprintf("permission %lld allows %lld calls per hour, and they are used up; retry from %s on",

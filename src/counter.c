@@ -376,7 +376,8 @@ make_room(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("no room for another usage counter"),
-			 errdetail("All %d are in use by open transactions.", max_counters),
+			 errdetail("All %d are in use by open transactions; a call uses %d, and %d for each permission with a rate per hour.",
+					   max_counters, NUM_SCOPES * NUM_PERIODS, RATE_WINDOWS),
 			 errhint("Retry, shorten transactions, or increase kavach.max_counters.")));
 }
 

@@ -24,12 +24,12 @@ SELECT results_eq(
   $$SELECT proname::text COLLATE "default" FROM routine WHERE proname LIKE 'kavach\_%' ORDER BY proname::text COLLATE "C"$$,
   $$VALUES ('kavach_adjust'), ('kavach_authorize'), ('kavach_billing_report'), ('kavach_check_budget'), ('kavach_cost_by_agent'), ('kavach_cost_by_day'),
            ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_policy'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
-           ('kavach_grant_permission'), ('kavach_grant_role'), ('kavach_query_audit'), ('kavach_record_usage'), ('kavach_reset_policy'),
+           ('kavach_grant_permission'), ('kavach_grant_role'), ('kavach_query_audit'), ('kavach_record_usage'), ('kavach_reload_counters'), ('kavach_reset_policy'),
            ('kavach_restore_agent'), ('kavach_revoke_agent'), ('kavach_revoke_permission'), ('kavach_update_agent'), ('kavach_update_policy')$$,
   'the verbs');
 SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
-  $$VALUES ('agent'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('ledger'), ('permission'),
+  $$VALUES ('agent'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
            ('unsettled'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
   'the nouns');
 

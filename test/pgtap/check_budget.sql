@@ -1,6 +1,6 @@
 -- check_budget.sql: advice, which decides, charges and writes nothing.
 BEGIN;
-SELECT plan(15);
+SELECT plan(19);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
 
@@ -37,6 +37,23 @@ SELECT is(row(allowed, tokens_remaining)::text, '(t,475)', 'below zero more than
 -- What it says is what authorize does.
 SELECT is((SELECT row(allowed, code, policy_id)::text FROM kavach_check_budget('agt_a', 476)),
           (SELECT row(allowed, code, policy_id)::text FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 476)), 'authorize decides the same');
+
+-- It writes nothing, so a read-only transaction may ask; the other two verbs are errors there.
+SAVEPOINT s;
+SET LOCAL transaction_read_only = on;
+SELECT row(allowed, tokens_remaining)::text AS told FROM kavach_check_budget('agt_a', 475) \gset
+ROLLBACK TO s;
+SELECT is(:'told'::text, '(t,475)', 'in a read-only transaction');
+CREATE FUNCTION pg_temp.read_only(call text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('transaction_read_only', 'on', true);
+  EXECUTE call;
+  RAISE SQLSTATE 'KV001';
+EXCEPTION WHEN OTHERS THEN RETURN SQLSTATE;
+END $$;
+SELECT is(pg_temp.read_only($$SELECT kavach_authorize('agt_a', 'run', 'x')$$), '25006', 'authorize refuses there');
+SELECT is(pg_temp.read_only($$SELECT kavach_record_usage('agt_a', 1)$$), '25006', 'record_usage too');
+SELECT is(pg_temp.read_only($$SELECT * FROM kavach_billing_report(2026, 3)$$), 'KV001', 'reports answer');
 
 SELECT * FROM finish();
 ROLLBACK;

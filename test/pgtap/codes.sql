@@ -1,6 +1,6 @@
 -- codes.sql: every code of the table, in the answer and in the ledger, with a reason that helps.
 BEGIN;
-SELECT plan(20);
+SELECT plan(22);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 -- The row of an answer, as a snapshot later than the call's sees it.
@@ -76,12 +76,16 @@ SELECT is(tokens_remaining, expected, asked || ': tokens_remaining')
 SELECT matches(reason, 'kavach_create_agent', 'agent_not_found names the call to make') FROM answer WHERE asked = 'agt_ghost';
 SELECT matches(reason, 'agt_ghost', 'and the agent') FROM answer WHERE asked = 'agt_ghost';
 SELECT matches(reason, 'kavach_grant_permission', 'no permission at all: the call to make') FROM answer WHERE asked = 'agt_bare';
+-- What they name can be pasted, whatever it is called.
+SELECT kavach_create_agent('agt_o''neil', 'ann', 'acme');
+SELECT matches(reason, $$kavach_create_agent\('agt_d''arc'$$, 'an agent with a quote') FROM kavach_authorize('agt_d''arc', 'run', 'x');
+SELECT matches(reason, $$kavach_grant_permission\('agt_o''neil', 'it''s', ARRAY\['do''nt'\]\)$$, 'a resource and an action with one') FROM kavach_authorize('agt_o''neil', 'do''nt', 'it''s');
 SELECT is(status, 'revoked', 'the revoke policy has revoked the caller') FROM kavach.agent WHERE agent_id = 'agt_out';
 SELECT results_eq(
-  $$SELECT agent_id, user_id, tenant_id FROM kavach.audit_log WHERE code = 'agent_not_found'$$,
+  $$SELECT agent_id, user_id, tenant_id FROM kavach.audit_log WHERE code = 'agent_not_found' AND agent_id = 'agt_ghost'$$,
   $$VALUES ('agt_ghost', NULL::text, NULL::text)$$, 'an unknown agent has no owner');
 SELECT is(count(*), 0::bigint, 'all the others have theirs')
-  FROM kavach.audit_log WHERE agent_id <> 'agt_ghost' AND (user_id, tenant_id) IS DISTINCT FROM ('ann', 'acme');
+  FROM kavach.audit_log WHERE code <> 'agent_not_found' AND (user_id, tenant_id) IS DISTINCT FROM ('ann', 'acme');
 SELECT is((SELECT array_agg(code) FROM (SELECT (kavach_authorize('agt_out', 'run', 'tool')).code) c), '{agent_revoked}',
           'after a revoke policy: agent_revoked');
 

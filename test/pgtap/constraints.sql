@@ -1,6 +1,6 @@
 -- constraints.sql: argument globs, time windows and networks, each at its edges.
 BEGIN;
-SELECT plan(63);
+SELECT plan(64);
 SET LOCAL timezone = 'Asia/Tokyo';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -43,6 +43,7 @@ SELECT is(pg_temp.ask(jsonb_build_object('allowed_arg_patterns', patterns::jsonb
     ('["*.example.com"]', '{"x": "a.example.com"}',                    true),
     ('["*.example.com"]', '{"x": "a.exampleXcom"}',                    false),
     ('["50%_[a]"]',       '{"x": "50%_[a]"}',                          true),
+    ('["a_c"]',           '{"x": "abc"}',                              false),
     ('["50%"]',           '{"x": "500"}',                              false),
     ('["*a*a*a*b"]',      '{"x": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaac"}',  false),
     ('[""]',              '{"x": ""}',                                 true),

@@ -1,6 +1,6 @@
 -- ledger_rows.sql: what is in the ledger after each kind of call, and that it stays there.
 BEGIN;
-SELECT plan(36);
+SELECT plan(37);
 SET LOCAL timezone = 'Europe/Berlin';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-31 23:59:59.123456+00';
@@ -39,8 +39,8 @@ SELECT results_eq(
     ('mcp:a:f', NULL, NULL, 3, NULL, NULL, 0, NULL)$$, :'perm', :'perm'),
   'authorize rows: figures; 0 where refused, NULL where no cost was given');
 SELECT results_eq(
-  $$SELECT policy_id, tokens_requested, min_tokens, tokens_released, tokens_cost FROM kavach.audit_log WHERE code = 'budget_exceeded'$$,
-  format('VALUES (%L, 41::bigint, NULL::bigint, NULL::bigint, 0::bigint)', :'p'), 'the policy that refused');
+  $$SELECT permission_id, policy_id, tokens_requested, min_tokens, tokens_released, tokens_cost FROM kavach.audit_log WHERE code = 'budget_exceeded'$$,
+  format('VALUES (NULL::bigint, %L, 41::bigint, NULL::bigint, NULL::bigint, 0::bigint)', :'p'), 'the policy that refused; no permission has admitted');
 SELECT results_eq(
   $$SELECT kind, agent_id, user_id, tenant_id, result, request_id, CASE kind WHEN 'usage' THEN tokens_requested END, tokens_cost, metadata,
            settles = (SELECT id FROM kavach.audit_log WHERE resource = 'mcp:a:b'), min_tokens
@@ -64,6 +64,8 @@ SELECT is(count(*), 0::bigint, 'the first 48 bits are its milliseconds')
 SET LOCAL kavach.clock = '2026-03-31 23:59:59.124000+00';
 SELECT code FROM kavach_authorize('agt_a', 'run', 'mcp:z');
 SELECT is(resource, 'mcp:z', 'a later row has a greater id') FROM kavach.audit_log ORDER BY id DESC LIMIT 1;
+SELECT results_eq($$SELECT resource::int FROM (SELECT a.audit_id, resource FROM generate_series(1, 300) AS n, kavach_authorize('agt_ghost', 'run', n::text) a, pg_temp.row_of(a.audit_id) l) AS calls ORDER BY audit_id$$,
+                  'SELECT generate_series(1, 300)', 'of one instant too, as a session made them');
 SET LOCAL kavach.clock = '';
 SELECT cmp_ok(ts, '>=', transaction_timestamp(), 'without kavach.clock it is the real time')
   FROM kavach_authorize('agt_a', 'run', 'mcp:now') a, pg_temp.row_of(a.audit_id) AS l;

@@ -1,6 +1,6 @@
 -- rate.sql: max_calls_per_hour, a permission's own limit.
 BEGIN;
-SELECT plan(23);
+SELECT plan(29);
 SET LOCAL timezone = 'UTC';
 -- The row of an answer, as a snapshot later than the call's sees it.
 CREATE FUNCTION pg_temp.row_of(uuid) RETURNS SETOF kavach.audit_log LANGUAGE sql AS 'SELECT * FROM kavach.audit_log WHERE id = $1';
@@ -47,6 +47,18 @@ SELECT is(l.permission_id, (:'p'::bigint[])[2], 'whose rate is counted over all 
   FROM kavach_authorize('agt_t', 'send', 'fax') a, pg_temp.row_of(a.audit_id) AS l;
 SELECT is(code, 'rate_limited', 'no candidate has room') FROM kavach_authorize('agt_t', 'send', 'mail');
 
+-- Where several candidates are full, the one that has room first says when.
+SELECT kavach_create_agent('agt_y', 'ann', permissions =>
+  '[{"resource": "mail", "actions": ["*"], "constraints": {"max_calls_per_hour": 1}}, {"resource": "*", "actions": ["*"], "constraints": {"max_calls_per_hour": 1}}]');
+SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
+SELECT code FROM kavach_authorize('agt_y', 'send', 'fax');
+SET LOCAL kavach.clock = '2026-03-10 12:20:00+00';
+SELECT code FROM kavach_authorize('agt_y', 'send', 'mail');
+SELECT is(retry_at, '2026-03-10 13:05Z', 'the second of two') FROM kavach_authorize('agt_y', 'send', 'mail');
+SET LOCAL kavach.clock = '2026-03-10 13:05:00+00';
+SELECT code FROM kavach_authorize('agt_y', 'send', 'mail');
+SELECT is(retry_at, '2026-03-10 13:25Z', 'and then the first') FROM kavach_authorize('agt_y', 'send', 'mail');
+
 -- Where the rate refuses, budgets are not looked at; where a budget refuses, the rate is not charged.
 SELECT kavach_create_agent('agt_u', 'uma', permissions =>
   '[{"resource": "*", "actions": ["*"], "constraints": {"max_calls_per_hour": 1}}]');
@@ -63,6 +75,18 @@ SELECT kavach_create_agent('agt_v', 'ann', permissions =>
   '[{"resource": "*", "actions": ["*"], "constraints": {"max_calls_per_hour": 1, "ip_allowlist": ["10.0.0.0/8"]}}]');
 SELECT is(code, 'ip_not_allowed', 'constraints come first') FROM kavach_authorize('agt_v', 'send', 'mail', ip => '11.0.0.1');
 SELECT is(code, 'allowed', 'a refused call is not counted') FROM kavach_authorize('agt_v', 'send', 'mail', ip => '10.0.0.1');
+
+-- A retry of an admitted call, and a call that rolls back, leave the rate alone.
+SELECT kavach_create_agent('agt_x', 'ann', permissions =>
+  '[{"resource": "*", "actions": ["*"], "constraints": {"max_calls_per_hour": 2}}]');
+SELECT audit_id AS a FROM kavach_authorize('agt_x', 'send', 'mail', request_id => 'r') \gset
+SELECT is(audit_id, :'a', 'a retry') FROM kavach_authorize('agt_x', 'send', 'mail', request_id => 'r');
+SAVEPOINT s;
+SELECT code FROM kavach_authorize('agt_x', 'send', 'mail');
+ROLLBACK TO s;
+SELECT is(code, 'allowed', 'neither has used up the rate') FROM kavach_authorize('agt_x', 'send', 'mail');
+SELECT is(code, 'rate_limited', 'this has') FROM kavach_authorize('agt_x', 'send', 'mail');
+SELECT is(audit_id, :'a', 'and a retry has its answer all the same') FROM kavach_authorize('agt_x', 'send', 'mail', request_id => 'r');
 
 -- Any 60 minutes never hold more than the limit, however the calls fall; and a silent hour and five minutes
 -- gives everything back.

@@ -1,6 +1,6 @@
 -- usage.sql: what was spent is recorded, alone or settling an authorization.
 BEGIN;
-SELECT plan(60);
+SELECT plan(64);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;  -- everything here settles in its own transaction, which warns
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -136,6 +136,21 @@ SELECT audit_id AS a FROM kavach_authorize('agt_d', 'run', 'x', tokens_cost => 1
 SELECT is(code, 'budget_exceeded', 'an estimate holds the budget') FROM kavach_authorize('agt_d', 'run', 'x', tokens_cost => 1);
 SELECT is(row(tokens_charged, code, tokens_remaining)::text, '(-70,recorded,70)', 'settled, the rest is free') FROM kavach_record_usage('agt_d', 30, :'a');
 SELECT is(row(code, tokens_remaining)::text, '(allowed,0)', 'for the next call') FROM kavach_authorize('agt_d', 'run', 'x', tokens_cost => 70);
+
+-- Limits are those of the owner that is charged; an `each` limit is told under its policy, where it does not yield.
+SET LOCAL kavach.clock = '2026-07-10 12:00:00+00';
+SELECT kavach_create_agent('agt_e', 'eve', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT audit_id AS a FROM kavach_authorize('agt_e', 'run', 'x', tokens_cost => 10) \gset
+SELECT kavach_update_agent('agt_e', '{"user_id": "eva"}');
+SELECT kavach_create_policy(user_id => 'eve', limits => '{"max_tokens_cost_per_month": 15}') AS eve,
+       kavach_create_policy(user_id => 'eva', limits => '{"max_tokens_cost_per_month": 1000}') AS eva \gset
+SELECT is(row(code, policy_id, tokens_remaining)::text, format('(over_budget,%s,0)', :'eve'), 'settled past the limit of the owner it was made for')
+  FROM kavach_record_usage('agt_e', 20, :'a');
+SELECT is(row(code, policy_id, tokens_remaining)::text, '(recorded,,999)', 'the present owner''s is another') FROM kavach_record_usage('agt_e', 1);
+SELECT kavach_create_policy(each => 'user', limits => '{"max_tokens_cost_per_month": 2}') AS each \gset
+SELECT is(row(code, policy_id)::text, '(recorded,)', 'an `each` that yields is not told') FROM kavach_record_usage('agt_e', 5);
+SELECT kavach_drop_policy(:'eva');
+SELECT is(row(code, policy_id, tokens_remaining)::text, format('(over_budget,%s,0)', :'each'), 'one that does not is') FROM kavach_record_usage('agt_e', 1);
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -4,7 +4,7 @@
 \dx kavach
 \dx+ kavach
 \df kavach_*
-\d kavach.audit_log
+\d kavach.ledger
 \d kavach.agent
 \d kavach.permission
 \d kavach.budget_policy

@@ -76,3 +76,16 @@ SELECT code FROM kavach_authorize('agt_reset2', 'run', 'x', 1);
 SELECT kavach_restore_agent('agt_reset2');
 SELECT code, tokens_remaining FROM kavach_authorize('agt_reset2', 'run', 'x', 1);
 SELECT kavach_drop_policy(:'pol');
+
+-- The pool of all agents, and a tenant; a reset with nothing to forgive changes nothing.
+SELECT kavach_create_policy(all_agents => true, limits => '{"max_tokens_cost_total": 1000}', action => 'throttle') AS pol \gset
+SELECT kavach_create_policy(tenant_id => 'resetco', limits => '{"max_tokens_cost_per_month": 25, "max_calls_total": 2}') AS co \gset
+SELECT code, tokens_remaining, calls_remaining FROM kavach_authorize('agt_reset1', 'run', 'x', 9);
+SELECT kavach_reset_policy(:'pol'), kavach_reset_policy(:'co');
+SELECT kavach_reset_policy(:'pol'), kavach_reset_policy(:'co');
+SELECT code, tokens_remaining, calls_remaining FROM kavach_authorize('agt_reset1', 'run', 'x', 9);
+EXECUTE status(:'pol');
+EXECUTE status(:'co');
+SELECT kavach_reset_policy(:'pol'), kavach_reset_policy(:'pol');
+EXECUTE status(:'pol');
+SELECT kavach_drop_policy(:'pol'), kavach_drop_policy(:'co');

@@ -12,7 +12,12 @@ $node->start;
 my $perm = q('[{"resource": "**", "actions": ["*"], "constraints": {"max_calls_per_hour": 8}}]');
 $node->safe_psql('postgres', 'CREATE DATABASE old');
 $node->safe_psql('old', qq{
-	CREATE EXTENSION kavach;
+	CREATE SCHEMA app;
+	CREATE EXTENSION kavach SCHEMA app;
+	ALTER DATABASE old SET search_path = app;
+	SET search_path = app;
+	CREATE ROLE myapp LOGIN;
+	SELECT kavach_grant_role('myapp', 'app');
 	SET kavach.clock = '2026-01-31 23:00:00+00';
 	SELECT kavach_create_agent('agt_a', 'ann', 'acme', permissions => $perm, metadata => '{"k": "ü"}'),
 	       kavach_create_agent('agt_b', 'bob', 'acme', permissions => $perm),
@@ -37,6 +42,7 @@ my $dump = $node->backup_dir . '/old.dump';
 mkdir $node->backup_dir;
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'old' ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE new');
+$node->safe_psql('postgres', 'ALTER DATABASE new SET search_path = app');
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'new', $dump ], 'pg_restore --exit-on-error');
 
 sub same
@@ -74,6 +80,9 @@ $node->safe_psql('new', q{SELECT kavach_create_agent('agt_new', 'new', permissio
 is($node->safe_psql('new', q{SELECT count(*) = count(DISTINCT permission_id) AND max(permission_id) FILTER (WHERE agent_id = 'agt_new') = max(permission_id) FROM kavach.permission}),
 	't', 'new permissions go on from the last');
 is($node->safe_psql('new', q{SET kavach.clock = '2026-03-01Z'; SELECT code FROM kavach_authorize('agt_new', 'run', 'x')}), 'allowed', 'and so do months');
+is($node->safe_psql('new', q{SET ROLE myapp; SELECT code FROM kavach_authorize('agt_new', 'run', 'x')}), 'allowed', 'what was granted is granted');
+my ($denied) = $node->psql('new', q{SET ROLE myapp; SELECT * FROM kavach_export()});
+isnt($denied, 0, 'and nothing else');
 foreach my $table (qw(audit_log audit_log_2026_01))
 {
 	my ($status, $out, $err) = $node->psql('new', "UPDATE kavach.$table SET tokens_cost = 0");
