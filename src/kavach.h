@@ -374,6 +374,7 @@ typedef enum LockClass
 } LockClass;
 
 extern void lock_acquire(int class, const char *id);
+extern bool lock_try(int class, const char *id);
 extern void lock_release(int class, const char *id);
 
 /* ---- permission.c: matching and constraints ---- */

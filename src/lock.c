@@ -47,6 +47,16 @@ lock_acquire(int class, const char *id)
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 
+/* Takes the lock if it is free; otherwise returns false at once. */
+bool
+lock_try(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+
+	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/* Gives a lock back before the transaction ends. */
 void
 lock_release(int class, const char *id)
 {

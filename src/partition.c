@@ -175,7 +175,10 @@ make_partition(const char *name, TimestampTz ts)
 	attached = true;
 }
 
-/* The partition of a month, made if it is missing. */
+/*
+ * The partition of a month, made if it is missing.  One lock for all months:
+ * ATTACH serializes those who make one anyway.
+ */
 static Oid
 ensure_partition(TimestampTz ts)
 {
@@ -183,7 +186,7 @@ ensure_partition(TimestampTz ts)
 
 	if (!OidIsValid(find_partition(name)))
 	{
-		lock_acquire(LOCK_PARTITION, name);
+		lock_acquire(LOCK_PARTITION, NULL);
 		AcceptInvalidationMessages();
 		if (!OidIsValid(find_partition(name)))
 			make_partition(name, ts);
@@ -205,14 +208,16 @@ ledger_is_in_use(Oid ledger_id)
 /*
  * Makes next month's partition while this month's is in use.  Its own first
  * call may run inside a query that reads the ledger, where no partition can be
- * attached; so this leaves it to a later call where that is so now.
+ * attached; so this leaves it to a later call where that is so now, or where it
+ * would have to wait.
  */
 static void
 make_next_partition(Oid ledger_id, TimestampTz ts)
 {
 	TimestampTz next = period_end(PERIOD_MONTH, ts);
 
-	if (next < CLOCK_END && !ledger_is_in_use(ledger_id))
+	if (next < CLOCK_END && !OidIsValid(find_partition(partition_name(next))) &&
+		!ledger_is_in_use(ledger_id) && lock_try(LOCK_PARTITION, NULL))
 		(void) ensure_partition(next);
 }
 
