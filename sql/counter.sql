@@ -24,7 +24,7 @@ COMMENT ON FUNCTION kavach.read_counters() IS
 CREATE VIEW kavach.counters AS
 SELECT * FROM kavach.read_counters();
 
-COMMENT ON VIEW kavach.counters IS 'The usage counters of this database that are in memory.';
+COMMENT ON VIEW kavach.counters IS 'The usage counters of this database that are in memory; figures are NULL in one that is not loaded yet.';
 COMMENT ON COLUMN kavach.counters.scope IS 'agent, user, tenant, all, or permission (its rate per hour).';
 COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id; NULL for all.';
 COMMENT ON COLUMN kavach.counters.period IS 'hour, day, month, total, or five_minutes of a rate per hour.';

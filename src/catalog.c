@@ -31,6 +31,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "port/pg_bitutils.h"
 #include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -38,7 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-#define AGENT_SLOTS			1024
+#define AGENT_SLOTS			16384
 #define POLICY_SLOTS		64
 #define MAX_CACHED_PROFILES 131072
 
@@ -203,9 +204,9 @@ catalog_end_transaction(bool commit)
 		return;
 	if (commit && generations != NULL)
 	{
-		for (int slot = 0; slot < AGENT_SLOTS; slot++)
-			if (changed_agents[slot / 64] & (UINT64CONST(1) << (slot % 64)))
-				pg_atomic_fetch_add_u64(&generations->agents[slot], 1);
+		for (int word = 0; word < AGENT_SLOTS / 64; word++)
+			for (uint64 bits = changed_agents[word]; bits != 0; bits &= bits - 1)
+				pg_atomic_fetch_add_u64(&generations->agents[word * 64 + pg_rightmost_one_pos64(bits)], 1);
 		if (changed_policies)
 			pg_atomic_fetch_add_u64(&generations->policies[policy_slot()], 1);
 	}

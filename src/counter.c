@@ -994,7 +994,7 @@ kavach_counters(PG_FUNCTION_ARGS)
 	lock_partitions(ALL_PARTITIONS);
 	hash_seq_init(&scan, entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
-		if (entry->key.database == MyDatabaseId && entry->key.ledger == ledger && entry->loaded)
+		if (entry->key.database == MyDatabaseId && entry->key.ledger == ledger)
 			copies[count++] = *entry;
 	unlock_partitions(ALL_PARTITIONS);
 
@@ -1014,6 +1014,7 @@ kavach_counters(PG_FUNCTION_ARGS)
 		values[6] = Int64GetDatum(copy->used[MEASURE_CALLS]);
 		values[7] = Int64GetDatum(copy->pending[MEASURE_CALLS]);
 		values[8] = Int32GetDatum(copy->pins);
+		nulls[4] = nulls[5] = nulls[6] = nulls[7] = !copy->loaded;
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;
