@@ -26,7 +26,7 @@ AS 'MODULE_PATHNAME', 'kavach_authorize';
 
 COMMENT ON FUNCTION @extschema@.kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) IS
 'Decides whether an agent may do something now, charges its budgets and writes the decision into the ledger. Commit before you call the model.
-agent_id, action, resource: who wants to do what, required; tokens_cost: the estimate to charge, >= 0, NULL for none (then it is refused only once a budget is used up);
+agent_id, action, resource: who wants to do what, required; tokens_cost: the estimate to charge, 0 to 10^15, NULL for none (then it is refused only once a budget is used up);
 arguments: a JSON object for allowed_arg_patterns; ip: for ip_allowlist; metadata: a JSON object, kept;
 request_id: a key that makes retries safe: the same answer again and nothing charged; min_tokens: take less, down to this.
 allowed, code, reason: the outcome, the code stable; audit_id: the ledger row, for kavach_record_usage; policy_id: the budget that decided;
@@ -50,11 +50,11 @@ AS 'MODULE_PATHNAME', 'kavach_record_usage';
 
 COMMENT ON FUNCTION @extschema@.kavach_record_usage(text, bigint, uuid, text, jsonb) IS
 'Records what a call really spent, after the call. What is spent is recorded, past a limit and for a revoked agent too.
-tokens_cost: the actual figure, >= 0; 0 releases an estimate;
+tokens_cost: the actual figure, 0 to 10^15; 0 releases an estimate;
 audit_id: the authorization that this settles: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
 metadata: a JSON object, kept.
 usage_id: the ledger row; tokens_charged: what it charges, negative for a refund; code: recorded, or over_budget where a budget is used up now, policy_id naming it; tokens_remaining, calls_remaining: as for kavach_authorize.
-Errors: 22004, 22023, 22001 bad input, an audit_id that is unknown, refused or another agent''s, or a settlement repeated with another figure; 42704 unknown agent.';
+Errors: 22004, 22023, 22001, 22003 bad input, an audit_id that is unknown, refused or another agent''s, or a settlement repeated with another figure; 42704 unknown agent.';
 
 CREATE FUNCTION @extschema@.kavach_check_budget(
   agent_id    text,
@@ -71,8 +71,8 @@ AS 'MODULE_PATHNAME', 'kavach_check_budget';
 
 COMMENT ON FUNCTION @extschema@.kavach_check_budget(text, bigint) IS
 'Tells whether a call of this agent would fit its budgets now. It advises: nothing is charged, written or locked, and only kavach_authorize decides.
-tokens_cost: >= 0, NULL for a call without cost. The answers are as for kavach_authorize, as things stand.
-Errors: 22004, 22023, 22001 bad input.';
+tokens_cost: 0 to 10^15, NULL for a call without cost. The answers are as for kavach_authorize, as things stand.
+Errors: 22004, 22023, 22001, 22003 bad input.';
 
 CREATE FUNCTION @extschema@.kavach_adjust(agent_id text, tokens bigint, reason text)
 RETURNS uuid
@@ -81,5 +81,5 @@ AS 'MODULE_PATHNAME', 'kavach_adjust';
 
 COMMENT ON FUNCTION @extschema@.kavach_adjust(text, bigint, text) IS
 'Corrects the bill of an agent''s present user and tenant with a ledger row of kind adjustment, and returns its id.
-tokens: a charge, or negative a credit; it counts in the current windows; reason: required, kept.
-Errors: 22004, 22023, 22001 bad input; 42704 unknown agent.';
+tokens: a charge, or negative a credit, at most 10^15; it counts in the current windows; reason: required, kept.
+Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent.';

@@ -56,6 +56,6 @@ LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_reload_counters';
 
 COMMENT ON FUNCTION @extschema@.kavach_reload_counters() IS
-'Drops the counters of this database from memory, so that they are read from the ledger again, and returns how many. Needed only after rows were put into the ledger by hand.
+'Drops the counters of this database from memory, so that they are read from the ledger again, and returns how many. Needed only after rows were put into the ledger by hand, with an id of their time (UUIDv7).
 Waits for open transactions that have called kavach, and holds up others until this one ends.
 Errors: 25001 in a transaction that has called kavach itself; 55000 where kavach is not preloaded.';

@@ -3,7 +3,7 @@
 --
 -- Append-only, for everyone.  Partitioned by UTC month; the parent carries no
 -- primary key and no index, or else pg_restore fails ("multiple primary
--- keys"): each partition has its own (src/ledger.c makes them), and is no
+-- keys"): each partition has its own (src/partition.c makes them), and is no
 -- member of the extension, so that pg_dump dumps it as any table.
 
 CREATE TABLE kavach.audit_log (
@@ -80,7 +80,7 @@ COMMENT ON FUNCTION kavach.refuse_change() IS
   'Trigger: the ledger is append-only. Error 42501, for the owner as well.';
 
 -- Row triggers, which the partitions inherit, as logical replication fires no
--- statement triggers; those on TRUNCATE are not inherited, so that src/ledger.c
+-- statement triggers; those on TRUNCATE are not inherited, so that src/partition.c
 -- gives each partition its own.
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON kavach.audit_log
   FOR EACH ROW EXECUTE FUNCTION kavach.refuse_change();

@@ -96,7 +96,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  EXECUTE format('CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
+  EXECUTE format('CREATE TRIGGER note_change BEFORE INSERT OR UPDATE OR DELETE ON %s '
                  'FOR EACH ROW EXECUTE FUNCTION kavach.note_change(%L)', relation, what);
   EXECUTE format('CREATE TRIGGER note_truncate AFTER TRUNCATE ON %s '
                  'FOR EACH STATEMENT EXECUTE FUNCTION kavach.note_change(%L)', relation, what);

@@ -78,6 +78,16 @@ optional_id_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 	return PG_ARGISNULL(argno) ? NULL : required_id_arg(fcinfo, argno, name);
 }
 
+void
+check_tokens(int64 tokens, const char *name)
+{
+	if (tokens > MAX_TOKENS || tokens < -MAX_TOKENS)
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("%s is out of range", name),
+				 errdetail("At most %lld tokens are possible in one call.", (long long) MAX_TOKENS)));
+}
+
 /* A number of tokens, NULL or at least 0. */
 OptionalInt64
 count_arg(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -93,6 +103,7 @@ count_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be negative", name),
 				 errhint("A credit is made with kavach_adjust().")));
+	check_tokens(result.value, name);
 	return result;
 }
 

@@ -257,6 +257,7 @@ static Charge
 charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict *permission, Budget *budget)
 {
 	Charge		charge = {0};
+	bool		taken = true;
 
 	take_candidate(counters, permission, &charge);
 	if (charge.taken != NULL)
@@ -264,9 +265,11 @@ charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict 
 		budget_read(budget, counters);
 		charge.verdict = budget_check(budget, call->tokens_cost, call->min_tokens);
 		if (charge.verdict.admitted)
-			counter_charge(counters, charge.verdict.granted.value, 1, charge.taken->rate);
+			taken = counter_charge(counters, charge.verdict.granted.value, 1, charge.taken->rate);
 	}
 	counter_close(counters);
+	if (!taken)
+		counter_refuse_overflow();
 	return charge;
 }
 
@@ -434,6 +437,7 @@ kavach_authorize(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kavach_authorize()");
 	PreventCommandIfParallelMode("kavach_authorize()");
 	counter_require();
+	ledger_begin();
 
 	decision = authorize(&call);
 

@@ -8,7 +8,8 @@
  *
  * Generations are counters in shared memory: one for a slot of agents (by
  * hash of database and agent), one for all policies of a database's slot.
- * Triggers on the tables (ENABLE ALWAYS, by row, as logical replication fires
+ * Triggers on the tables (ENABLE ALWAYS; BEFORE each row, so that a statement's
+ * own changes are noted when they can be seen, and as logical replication fires
  * no others; and on TRUNCATE) note what a transaction changes, and its commit
  * advances those generations, when it is visible and before the client is
  * told.  So a change that has committed is obeyed by the next call in every
@@ -35,13 +36,13 @@
 #include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
 #define AGENT_SLOTS			16384
 #define POLICY_SLOTS		64
-#define MAX_CACHED_PROFILES 131072
 
 typedef struct Generations
 {
@@ -57,6 +58,8 @@ typedef struct CachedProfile
 	Profile    *profile;		/* in a memory context of its own */
 	MemoryContext context;
 } CachedProfile;
+
+static int	max_cached_agents = 131072;
 
 static Generations *generations = NULL;
 
@@ -117,6 +120,19 @@ static Statement revoke_agent = {
 	.nargs = 3,
 	.argtypes = {TEXTOID, TEXTOID, TIMESTAMPTZOID},
 };
+
+void
+catalog_define_settings(void)
+{
+	DefineCustomIntVariable("kavach.max_cached_agents",
+							"Sets how many agents a session keeps what it has looked up of.",
+							"About 2 kB each, with permissions and limits. When it is reached, the session begins anew.",
+							&max_cached_agents,
+							131072, 16, INT_MAX / 2,
+							PGC_SUSET,
+							0,
+							NULL, NULL, NULL);
+}
 
 /* ---- generations ---- */
 
@@ -182,7 +198,6 @@ kavach_note_change(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("kavach.note_change() must be called as a trigger with one argument")));
 	changed_any = true;
-	transaction_changed_catalog();
 	if (strcmp(trigger->tg_trigger->tgargs[0], "policy") == 0)
 		changed_policies = true;
 	else if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
@@ -193,7 +208,15 @@ kavach_note_change(PG_FUNCTION_ARGS)
 		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 			note_agent(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation));
 	}
-	return PointerGetDatum(NULL);
+	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+						   trigger->tg_newtuple : trigger->tg_trigtuple);
+}
+
+/* Whether this transaction has changed what calls look up. */
+bool
+catalog_has_changed(void)
+{
+	return changed_any;
 }
 
 /* At the end of the transaction: nothing here may fail. */
@@ -389,7 +412,7 @@ cache_profile(const char *agent_id)
 	if (profile == NULL)
 		return NULL;
 
-	if (hash_get_num_entries(profiles) >= MAX_CACHED_PROFILES)
+	if (hash_get_num_entries(profiles) >= max_cached_agents)
 		discard_all_profiles();
 	cached = hash_search(profiles, agent_id, HASH_ENTER, NULL);
 	MemoryContextSetParent(context, TopMemoryContext);

@@ -15,7 +15,8 @@
  * Locks: to add or remove an entry, or to change any of its fields, hold its
  * partition's lock exclusively; to look one up or read it, shared will do.
  * Several only in order of partition.  Under them: no SQL, no allocation, no
- * wait for another process.  A pinned entry stays where it is without a lock.
+ * error, no wait but for another such lock.  A pinned entry stays where it is
+ * without a lock, and once loaded it stays loaded.
  *
  * Charges: a call that changes a counter first pins it, once per nest level of
  * its transaction, and reads what is missing from the ledger (tally.c).  It
@@ -47,7 +48,6 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "common/hashfn.h"
-#include "common/int.h"
 #include "funcapi.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -206,11 +206,18 @@ struct Counter
 	CounterKey	key;
 };
 
+/* The low bits of a counter's hash are its subject's: not for a table of few subjects. */
+static uint32
+own_hash_of(uint32 hash)
+{
+	return pg_rotate_right32(hash, 6);
+}
+
 #define SH_PREFIX		own
 #define SH_ELEMENT_TYPE OwnEntry
 #define SH_KEY_TYPE		const CounterKey *
 #define SH_KEY			key
-#define SH_HASH_KEY(tb, key)	hash_key(key, 0)
+#define SH_HASH_KEY(tb, key)	own_hash_of(hash_key(key, 0))
 #define SH_EQUAL(tb, a, b)		(compare_keys(a, b, 0) == 0)
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a)		(a)->hash
@@ -300,13 +307,13 @@ counter_require(void)
 /* ---- partitions' locks ---- */
 
 static void
-lock_partitions(uint64 mask)
+lock_partitions(uint64 mask, LWLockMode mode)
 {
 	while (mask != 0)
 	{
 		int			partition = pg_rightmost_one_pos64(mask);
 
-		LWLockAcquire(&partition_locks[partition].lock, LW_EXCLUSIVE);
+		LWLockAcquire(&partition_locks[partition].lock, mode);
 		mask &= mask - 1;
 	}
 }
@@ -337,7 +344,7 @@ evict(void)
 	int			wanted = Max(1, max_counters / 16);
 	int			evicted = 0;
 
-	lock_partitions(ALL_PARTITIONS);
+	lock_partitions(ALL_PARTITIONS, LW_EXCLUSIVE);
 	for (int pass = 0; pass < 2 && evicted < wanted; pass++)
 	{
 		HASH_SEQ_STATUS scan;
@@ -419,7 +426,7 @@ own_charge(const CounterKey *key, uint32 hash)
 
 	if (dlist_is_empty(&own_charges))
 		return NULL;
-	own = own_lookup_hash(own_entries, key, hash);
+	own = own_lookup_hash(own_entries, key, own_hash_of(hash));
 	return own ? own->innermost : NULL;
 }
 
@@ -432,7 +439,7 @@ pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
 	bool		found;
 
 	num_free_charges--;
-	own = own_insert_hash(own_entries, &entry->key, hash, &found);
+	own = own_insert_hash(own_entries, &entry->key, own_hash_of(hash), &found);
 	own->innermost = charge;
 	charge->entry = entry;
 	charge->hash = hash;
@@ -515,7 +522,7 @@ install(const CounterSet *set, int first, int count, const Usage *usage)
 {
 	uint64		mask = UINT64CONST(1) << PARTITION_OF(set->counters[first].hash);
 
-	lock_partitions(mask);
+	lock_partitions(mask, LW_EXCLUSIVE);
 	for (int i = 0; i < count; i++)
 	{
 		CounterEntry *entry = set->counters[first + i].charge->entry;
@@ -592,8 +599,8 @@ load_set(CounterSet *set)
 /*
  * Opens the counters of a call: every window of its subjects, and those of the
  * permissions that have a rate per hour.  When it returns they are pinned,
- * loaded and locked: until counter_close nothing may allocate or fail, but for
- * counter_charge.
+ * loaded and locked: until counter_close nothing may allocate or fail.  The
+ * ledger is locked by then (ledger_begin), so that kavach_reload_counters() waits.
  */
 void
 counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
@@ -601,7 +608,6 @@ counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 {
 	memset(set, 0, sizeof(CounterSet));
 	set->ledger = ledger_oid();
-	LockRelationOid(set->ledger, RowExclusiveLock);
 	set->subject = *subject;
 	set->ts = ts;
 	set->counters = palloc(sizeof(Counter) * (NUM_SCOPES * NUM_PERIODS + nrated * RATE_WINDOWS));
@@ -632,7 +638,7 @@ counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 		bool		pinned;
 
 		reserve_charges(set->count);
-		lock_partitions(set->partitions);
+		lock_partitions(set->partitions, LW_EXCLUSIVE);
 		pinned = pin_set(set);
 		if (pinned && !lacks(set, 0, set->count))
 			return;
@@ -688,16 +694,19 @@ counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS])
 	}
 }
 
-static void
-check_sum(int64 a, int64 b)
+/*
+ * Whether a counter can take a charge.  Totals stay within MAX_TOTAL either
+ * way, far enough from the ends of bigint for the refunds of other open
+ * transactions, which nobody knows of, to come on top.
+ */
+static bool
+can_take(const OwnCharge *charge, int64 tokens)
 {
-	int64		sum;
+	Usage		usage = usage_of(charge->entry, charge);
 
-	if (pg_add_s64_overflow(a, b, &sum))
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("bigint out of range"),
-				 errdetail("The usage would pass what can be counted.")));
+	return tokens > 0 ?
+		usage.used[MEASURE_TOKENS] + usage.pending[MEASURE_TOKENS] <= MAX_TOTAL - tokens :
+		usage.used[MEASURE_TOKENS] >= -MAX_TOTAL - tokens;
 }
 
 static void
@@ -712,31 +721,37 @@ add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 }
 
 /*
- * Charges all counters of the call, under its locks.  rate: the index of the
- * permission whose rate it uses, or -1.  An overflow is an error before
- * anything is charged.
+ * Charges all counters of the call, under its locks; or none, and returns
+ * false, where a total would pass what can be counted.  rate: the index of the
+ * permission whose rate it uses, or -1.
  */
-void
+bool
 counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
 {
-	int			nbudget = set->nrates > 0 ? set->rates[0].first : set->count;
+	int			count = set->nrates > 0 ? set->rates[0].first : set->count; /* without rates */
 
-	for (int i = 0; i < nbudget; i++)
-	{
-		CounterEntry *entry = set->counters[i].charge->entry;
-		int64		all;
-
-		if (pg_add_s64_overflow(entry->used[MEASURE_TOKENS], entry->pending[MEASURE_TOKENS], &all))
-			all = PG_INT64_MAX;
-		check_sum(all, tokens);
-	}
-	for (int i = 0; i < nbudget; i++)
+	for (int i = 0; i < count; i++)
+		if (!can_take(set->counters[i].charge, tokens))
+			return false;
+	for (int i = 0; i < count; i++)
 	{
 		add_charge(set->counters[i].charge, MEASURE_TOKENS, tokens);
 		add_charge(set->counters[i].charge, MEASURE_CALLS, calls);
 	}
 	if (rate >= 0)
 		add_charge(set->counters[set->rates[rate].first + CURRENT_RATE_WINDOW].charge, MEASURE_CALLS, calls);
+	return true;
+}
+
+/* What to say of a charge that was not taken, once the locks are given back. */
+void
+counter_refuse_overflow(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+			 errmsg("usage out of range"),
+			 errdetail("The total of the agent, its user, its tenant or all agents would pass %lld tokens.", (long long) MAX_TOTAL),
+			 errhint("A correction with kavach_adjust() makes room.")));
 }
 
 /* How the wanted windows of a subject stand in memory; returns those that are not there. */
@@ -900,7 +915,7 @@ counter_end_subtransaction(bool commit, int level)
 		}
 
 		held = switch_partition(held, PARTITION_OF(charge->hash));
-		own = own_lookup_hash(own_entries, &charge->entry->key, charge->hash);
+		own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
 		if (commit)
 		{
 			for (int measure = 0; measure < NUM_MEASURES; measure++)
@@ -943,12 +958,13 @@ kavach_reload_counters(PG_FUNCTION_ARGS)
 				 errhint("Commit first.")));
 	LockRelationOid(ledger, ShareRowExclusiveLock);
 
-	lock_partitions(ALL_PARTITIONS);
+	lock_partitions(ALL_PARTITIONS, LW_EXCLUSIVE);
 	hash_seq_init(&scan, entries);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 	{
-		if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger || entry->pins > 0)
+		if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
 			continue;
+		Assert(entry->pins == 0);
 		hash_search(entries, &entry->key, HASH_REMOVE, NULL);
 		dropped++;
 	}
@@ -975,30 +991,47 @@ kavach_current_usage(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(answer_desc(fcinfo), values, nulls)));
 }
 
+/* Copies of this database's entries, all of one moment. */
+static CounterEntry *
+copy_entries(Oid ledger, long *count)
+{
+	CounterEntry *copies = NULL;
+	long		room;
+
+	do
+	{
+		HASH_SEQ_STATUS scan;
+		CounterEntry *entry;
+
+		room = hash_get_num_entries(entries) + 1024;
+		if (copies != NULL)
+			pfree(copies);
+		copies = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(CounterEntry) * room);
+		*count = 0;
+		lock_partitions(ALL_PARTITIONS, LW_SHARED);
+		hash_seq_init(&scan, entries);
+		while ((entry = hash_seq_search(&scan)) != NULL)
+			if (entry->key.database == MyDatabaseId && entry->key.ledger == ledger && (*count)++ < room)
+				copies[*count - 1] = *entry;
+		unlock_partitions(ALL_PARTITIONS);
+	} while (*count > room);
+	return copies;
+}
+
 /* SQL: kavach.counters */
 Datum
 kavach_counters(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	HASH_SEQ_STATUS scan;
-	CounterEntry *entry;
 	CounterEntry *copies;
-	Oid			ledger = ledger_oid();
-	int			count = 0;
+	long		count;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (entries == NULL)
 		return (Datum) 0;
 
-	copies = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(CounterEntry) * (Size) max_counters);
-	lock_partitions(ALL_PARTITIONS);
-	hash_seq_init(&scan, entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
-		if (entry->key.database == MyDatabaseId && entry->key.ledger == ledger)
-			copies[count++] = *entry;
-	unlock_partitions(ALL_PARTITIONS);
-
-	for (int i = 0; i < count; i++)
+	copies = copy_entries(ledger_oid(), &count);
+	for (long i = 0; i < count; i++)
 	{
 		const CounterEntry *copy = &copies[i];
 		Datum		values[9];

@@ -21,8 +21,8 @@
  *	argument.c		what callers hand in
  *	compat.h		what differs between versions of PostgreSQL
  *
- * Only counter.c and tally.c know how usage is counted, and only ledger.c how a
- * row gets into the ledger.
+ * Only counter.c and tally.c know how usage is counted, and only ledger.c and
+ * partition.c how a row gets into the ledger.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -74,6 +74,7 @@ _PG_init(void)
 	clock_define_settings();
 	ledger_define_settings();
 	transaction_define_settings();
+	catalog_define_settings();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		counter_define_settings();

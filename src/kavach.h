@@ -23,6 +23,10 @@
 #define MAX_ID_BYTES		255
 #define MAX_RESOURCE_BYTES	2048
 
+/* A call costs at most so many tokens, and a total may reach so many. */
+#define MAX_TOKENS			INT64CONST(1000000000000000)
+#define MAX_TOTAL			INT64CONST(9000000000000000000)
+
 /* A number that the caller, or the ledger, may have left out. */
 typedef struct OptionalInt64
 {
@@ -138,6 +142,7 @@ extern Datum query_datum(uint64 row, int column, bool *isnull);
 /* ---- argument.c: what callers hand in ---- */
 
 extern void check_id(const char *value, const char *name);
+extern void check_tokens(int64 tokens, const char *name);
 extern char *required_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern char *optional_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern char *required_text_arg(FunctionCallInfo fcinfo, int argno, const char *name, int max_bytes);
@@ -204,6 +209,8 @@ typedef struct Profile
 extern Size catalog_shmem_size(void);
 extern void catalog_shmem_startup(void);
 extern const Profile *catalog_profile(const char *agent_id);
+extern void catalog_define_settings(void);
+extern bool catalog_has_changed(void);
 extern void catalog_end_transaction(bool commit);
 extern BudgetLimit *catalog_limits(const Subject *subject, int *count);
 extern void catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts);
@@ -267,7 +274,8 @@ extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts
 						 const int64 *rated, int nrated);
 extern Usage counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period);
 extern void counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS]);
-extern void counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate);
+extern bool counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate);
+extern void counter_refuse_overflow(void);
 extern void counter_close(CounterSet *set);
 extern void counter_warn_if_small(void);
 extern void counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted,
@@ -287,7 +295,6 @@ extern void tally_rate(const char *agent_id, int64 permission_id, TimestampTz ts
 
 extern void transaction_define_settings(void);
 extern void transaction_wrote_ledger(const LedgerRow *row);
-extern void transaction_changed_catalog(void);
 
 /* ---- ledger.c: how rows are written and found ---- */
 
@@ -327,6 +334,7 @@ struct LedgerRow
 };
 
 extern void ledger_define_settings(void);
+extern void ledger_begin(void);
 extern void ledger_append(LedgerRow *row);
 extern pg_uuid_t ledger_first_id(TimestampTz ts);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);

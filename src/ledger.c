@@ -248,17 +248,33 @@ insert_by_statement(const RowValues *row)
 	query_end(&owner);
 }
 
-/* Writes a row, giving it its id. */
+/*
+ * Begins a call that writes: takes the lock that an INSERT takes, to the end of
+ * the transaction, so that the ledger is one and the same throughout the call.
+ */
+void
+ledger_begin(void)
+{
+	for (;;)
+	{
+		Oid			ledger = ledger_oid();
+
+		LockRelationOid(ledger, RowExclusiveLock);
+		if (ledger == ledger_oid())
+			return;
+		UnlockRelationOid(ledger, RowExclusiveLock);	/* dropped, and made anew */
+	}
+}
+
+/* Writes a row, giving it its id.  After ledger_begin. */
 void
 ledger_append(LedgerRow *row)
 {
 	RowValues	values;
-	Oid			ledger = ledger_oid();
 
-	LockRelationOid(ledger, RowExclusiveLock);
 	row->id = uuid7(row->ts);
 	row_values(row, &values);
-	if (!partition_insert(ledger, row->ts, &values))
+	if (!partition_insert(ledger_oid(), row->ts, &values))
 		insert_by_statement(&values);
 	transaction_wrote_ledger(row);
 }

@@ -65,7 +65,8 @@ typedef struct AttachGenerations
 static AttachGenerations *generations = NULL;
 static uint64 seen_generation = 0;	/* that list and plans were made at */
 static bool attached = false;	/* by this transaction */
-static bool announce_again = false;
+static bool announce_again = false; /* an ATTACH that has committed */
+static bool announcing = false; /* with this transaction's commit */
 
 /* ---- attached partitions ---- */
 
@@ -113,6 +114,9 @@ partition_refresh(Oid ledger)
 void
 partition_end_transaction(bool commit)
 {
+	if (announcing && commit)
+		announce_again = false;
+	announcing = false;
 	if (attached && commit)
 	{
 		announce_again = true;
@@ -220,7 +224,8 @@ make_next_partition(Oid ledger_id, TimestampTz ts)
 	TimestampTz next = period_end(PERIOD_MONTH, ts);
 
 	if (next < CLOCK_END && !OidIsValid(find_partition(partition_name(next))) &&
-		!ledger_is_in_use(ledger_id) && lock_try(LOCK_PARTITION, NULL))
+		!ledger_is_in_use(ledger_id) && lock_try(LOCK_PARTITION, NULL) &&
+		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock))
 		(void) ensure_partition(next);
 }
 
@@ -239,7 +244,8 @@ typedef struct TargetIndex
  */
 static struct
 {
-	bool		valid;
+	bool		valid;			/* not invalidated since it was looked at */
+	bool		complete;		/* all that follows was found out */
 	Oid			ledger;
 	Oid			relid;
 	TimestampTz start;
@@ -429,7 +435,8 @@ find_target(Oid ledger_id, TimestampTz ts)
 	Relation	partition;
 
 	/* the lock lets invalidations in, so that what is valid then stays so */
-	if (target.valid && target.ledger == ledger_id && ts >= target.start && ts < target.end)
+	if (target.valid && target.complete &&
+		target.ledger == ledger_id && ts >= target.start && ts < target.end)
 	{
 		LockRelationOid(target.relid, RowExclusiveLock);
 		if (target.valid)
@@ -449,10 +456,12 @@ find_target(Oid ledger_id, TimestampTz ts)
 	target.end = period_end(PERIOD_MONTH, ts);
 	ledger = table_open(ledger_id, RowExclusiveLock);
 	partition = table_open(relid, RowExclusiveLock);
+	target.valid = true;
+	target.complete = false;
 	target.direct = takes_rows_directly(partition, ledger);
 	map_columns(partition);
 	compile_target(partition);
-	target.valid = true;
+	target.complete = true;
 	table_close(partition, NoLock);
 	table_close(ledger, NoLock);
 }
@@ -490,7 +499,7 @@ insert_index_entries(Relation partition, TupleTableSlot *slot)
 		if (info->ii_PredicateState != NULL && !ExecQual(info->ii_PredicateState, target.econtext))
 			continue;
 		index = index_open(target.indexes[i].relid, RowExclusiveLock);
-		/* one that is being built concurrently becomes ready without an invalidation of its table */
+		/* one that is being built concurrently is not ready at first */
 		if (index->rd_index->indisready)
 		{
 			FormIndexDatum(info, slot, NULL, values, isnull);
@@ -530,7 +539,7 @@ partition_insert(Oid ledger, TimestampTz ts, const RowValues *row)
 	{
 		/* to sessions that read the ledger without calling us, and missed it */
 		CacheInvalidateRelcacheByRelid(ledger);
-		announce_again = false;
+		announcing = true;
 	}
 	if (target.direct)
 		insert_directly(row);

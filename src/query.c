@@ -66,8 +66,13 @@ static Oid
 ledger_owner(void)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ledger_oid()));
-	Oid			owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	Oid			owner;
 
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the ledger kavach.audit_log has just been dropped")));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return owner;
 }

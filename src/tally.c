@@ -134,8 +134,7 @@ add_group(Usage usage[NUM_PERIODS], uint64 row)
 				ereport(ERROR,
 						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 						 errmsg("bigint out of range"),
-						 errdetail("The usage in the ledger passes what can be counted."),
-						 errhint("Correct it with kavach_adjust().")));
+						 errdetail("The rows of the ledger add up to more than can be counted.")));
 }
 
 static void

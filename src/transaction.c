@@ -29,7 +29,6 @@ static bool force_sync_commit = true;
 static bool log_rolled_back = false;
 
 static bool wrote_ledger = false;
-static bool changed_catalog = false;
 static slist_head written_rows = SLIST_STATIC_INIT(written_rows);
 
 /* ---- noting what a transaction does ---- */
@@ -53,12 +52,6 @@ transaction_wrote_ledger(const LedgerRow *row)
 	MemoryContextSwitchTo(context);
 }
 
-void
-transaction_changed_catalog(void)
-{
-	changed_catalog = true;
-}
-
 /* ---- the ends ---- */
 
 static void
@@ -72,7 +65,7 @@ commit_durably(void)
 static void
 refuse_prepare(void)
 {
-	if (wrote_ledger || changed_catalog || counter_has_charges())
+	if (wrote_ledger || catalog_has_changed())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has called kavach"),
@@ -99,7 +92,6 @@ static void
 forget(void)
 {
 	wrote_ledger = false;
-	changed_catalog = false;
 	slist_init(&written_rows);
 }
 

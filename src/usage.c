@@ -216,13 +216,16 @@ charge_row(const Profile *profile, LedgerRow *row)
 	Receipt		receipt = {.charged = row->tokens_cost.value};
 	Budget		budget;
 	CounterSet	counters;
+	bool		taken;
 	BudgetLimit *used_up;
 
 	prepare_budget(&budget, profile, row, row->ts);
 	counter_open(&counters, &budget.subject, row->ts, NULL, 0);
-	counter_charge(&counters, receipt.charged, 0, -1);
+	taken = counter_charge(&counters, receipt.charged, 0, -1);
 	budget_read(&budget, &counters);
 	counter_close(&counters);
+	if (!taken)
+		counter_refuse_overflow();
 
 	used_up = budget_used_up(&budget);
 	receipt.code = used_up ? "over_budget" : "recorded";
@@ -317,6 +320,7 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kavach_record_usage()");
 	PreventCommandIfParallelMode("kavach_record_usage()");
 	counter_require();
+	ledger_begin();
 
 	receipt = record(&report);
 
@@ -350,11 +354,13 @@ kavach_adjust(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("kavach_adjust()");
 	PreventCommandIfParallelMode("kavach_adjust()");
 	counter_require();
+	ledger_begin();
 	if (tokens == 0)
 		ereport(ERROR,
 				(errcode(PG_ARGISNULL(1) ? ERRCODE_NULL_VALUE_NOT_ALLOWED : ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("tokens must not be NULL or 0"),
 				 errhint("A charge is positive, a credit negative.")));
+	check_tokens(tokens, "tokens");
 
 	profile = known_agent(agent_id);
 	row.user_id = profile->agent.user_id;

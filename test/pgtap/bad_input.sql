@@ -1,6 +1,6 @@
 -- bad_input.sql: bad input is an error with its SQLSTATE and changes nothing.
 BEGIN;
-SELECT plan(240);
+SELECT plan(252);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -140,20 +140,28 @@ SELECT pg_temp.refuses('22004|22023|42704', $$kavach_grant_role(NULL, 'app')$$, 
 
 SELECT is(pg_temp.world(), :'world', 'nothing has changed');
 
--- Huge costs: an error or a refusal, never a wrap. What all agents have used leaves room for one.
-SELECT kavach_create_agent('agt_h', 'hal', permissions => '[{"resource": "*", "actions": ["*"]}]');
-SELECT kavach_drop_policy(:'each'), kavach_create_policy(user_id => 'hal', limits => '{"max_tokens_cost_total": 9223372036854000000}') AS huge \gset
-SELECT is(row(code, tokens_remaining)::text, '(allowed,0)', 'the greatest cost fits the greatest limit') FROM kavach_authorize('agt_h', 'run', 'x', 9223372036854000000);
-SELECT is(row(code, tokens_remaining)::text, '(budget_exceeded,0)', 'and not twice') FROM kavach_authorize('agt_h', 'run', 'x', 9223372036854000000);
-SELECT is(row(allowed, code)::text, '(f,budget_exceeded)', 'says check_budget too') FROM kavach_check_budget('agt_h', 9223372036854000000);
+-- Huge costs: an error or a refusal, never a wrap.
+\set most 1000000000000000
+SELECT kavach_create_agent('agt_h', 'hal', permissions => '[{"resource": "*", "actions": ["*"]}]'), kavach_create_agent('agt_i', 'ida', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT is(pg_temp.state(format('%s(%L%s, %s)', verb, 'agt_h', CASE verb WHEN 'kavach_authorize' THEN $$, 'run', 'x'$$ ELSE '' END, cost)), '22003', verb || ' of ' || cost)
+  FROM unnest(ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget']) AS verb, unnest(ARRAY[1000000000000001, 9223372036854775807]) AS cost;
+SELECT is(pg_temp.state(format('kavach_adjust(%L, %s, %L)', 'agt_h', cost, 'why')), '22003', 'kavach_adjust of ' || cost)
+  FROM unnest(ARRAY[1000000000000001, -1000000000000001, 9223372036854775807, -9223372036854775808]) AS cost;
+SELECT kavach_drop_policy(:'each'), kavach_create_policy(user_id => 'hal', limits => '{"max_tokens_cost_total": 1000000000000000}') AS huge \gset
+SELECT is(row(code, tokens_remaining)::text, '(allowed,0)', 'the greatest cost fits a limit of as much') FROM kavach_authorize('agt_h', 'run', 'x', :most);
+SELECT is(row(code, tokens_remaining)::text, '(budget_exceeded,0)', 'and not twice') FROM kavach_authorize('agt_h', 'run', 'x', :most);
+SELECT is(row(allowed, code)::text, '(f,budget_exceeded)', 'says check_budget too') FROM kavach_check_budget('agt_h', :most);
 SELECT kavach_drop_policy(:'huge');
-SELECT matches(pg_temp.state($$kavach_authorize('agt_h', 'run', 'x', 9223372036854000000)$$), '^(no error|22003)$', 'without a limit: counted or refused with 22003');
-SELECT matches(pg_temp.state($$kavach_record_usage('agt_h', 9223372036854000000)$$), '^(no error|22003)$', 'usage too');
+SELECT count(kavach_record_usage('agt_h', :most)) FROM generate_series(1, 8998);
+SELECT is(pg_temp.state($$count(kavach_authorize('agt_i', 'run', 'x', 1000000000000000)) FROM generate_series(1, 2)$$), '22003', 'the total of all agents is bounded');
+SELECT is(pg_temp.state($$kavach_authorize('agt_i', 'run', 'x', 5)$$), 'no error', 'what fits is admitted');
+SELECT kavach_adjust('agt_h', -:most, 'room');
+SELECT is(pg_temp.state($$kavach_authorize('agt_i', 'run', 'x', 1000000000000000)$$), 'no error', 'and a credit makes room');
 SELECT is((SELECT tokens_cost FROM kavach_cost_by_user(NULL, NULL) WHERE user_id = 'hal'), (SELECT sum(tokens_cost::numeric) FROM kavach.audit_log WHERE user_id = 'hal'), 'and the report is the exact sum');
-SELECT kavach_create_agent('agt_i', 'ida', permissions => '[{"resource": "*", "actions": ["*"]}]');
-SELECT kavach_create_policy(agent_id => 'agt_i', limits => '{"max_tokens_cost_total": 9223372036854775807}'), kavach_adjust('agt_i', -1000, 'credit');
-SELECT matches(pg_temp.state($$kavach_check_budget('agt_i', 1)$$), '^(no error|22003)$', 'more is left than a bigint holds: no wrap');
-SELECT cmp_ok(tokens_remaining, '>=', 9223372036854775000, 'and no negative figure') FROM kavach_check_budget('agt_i', 1);
+SELECT is(pg_temp.state($$count(kavach_adjust('agt_i', -1000000000000000, 'credit')) FROM generate_series(1, 18010)$$), '22003', 'credits are bounded too');
+SELECT kavach_create_policy(agent_id => 'agt_i', limits => '{"max_tokens_cost_total": 9223372036854775807}'), kavach_adjust('agt_i', -:most, 'credit'), kavach_adjust('agt_i', -:most, 'credit');
+SELECT is(pg_temp.state($$kavach_check_budget('agt_i', 1)$$), 'no error', 'more is left than a bigint holds: no wrap');
+SELECT is(tokens_remaining, 9223372036854775807, 'and no negative figure') FROM kavach_check_budget('agt_i', 1);
 
 SELECT * FROM finish();
 ROLLBACK;
