@@ -9,7 +9,8 @@
  * given back earlier.
  *
  * Order, within one call: request, authorization, then the loads of counters
- * from all to agent (given back at once), then revoke, then partition.  A
+ * from all to agent and of permissions' rates (given back at once), then
+ * revoke, then partition.  A
  * single call cannot deadlock; transactions of several calls that take them in
  * opposite orders end in a detected deadlock (40P01).
  *
