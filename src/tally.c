@@ -8,8 +8,9 @@
  *
  * The agent's rows are found by the index on (agent_id, ts); user, tenant and
  * all agents take one pass together: over the rows of the hour or day, found by
- * the primary key as ids sort by time, or over whole months.  Nothing is summed up while a partition
- * lacks its primary key: a restore that is under way adds it last.
+ * the primary key as ids sort by time, or over whole months.  Nothing is summed
+ * up while a partition lacks its primary key: a restore that is under way adds
+ * it last.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
