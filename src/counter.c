@@ -163,10 +163,10 @@ copy_key(void *to, const void *from, Size size)
 
 /* Of what all windows of a subject have in common. */
 static uint32
-hash_subject(const CounterKey *key)
+hash_subject(Oid database, Oid ledger, ScopeKind scope, const char *id, int id_length)
 {
-	return hash_combine(hash_bytes((const unsigned char *) key->id, key->id_length),
-						murmurhash32(key->ledger ^ (key->database << 8) ^ key->scope));
+	return hash_combine(hash_bytes((const unsigned char *) id, id_length),
+						murmurhash32(ledger ^ (database << 8) ^ scope));
 }
 
 /* The low bits, which select the partition, depend on the subject alone. */
@@ -182,7 +182,9 @@ hash_window(uint32 subject, const CounterKey *key)
 static uint32
 hash_key(const void *key, Size size)
 {
-	return hash_window(hash_subject(key), key);
+	const CounterKey *k = key;
+
+	return hash_window(hash_subject(k->database, k->ledger, k->scope, k->id, k->id_length), k);
 }
 
 static void
@@ -466,13 +468,15 @@ enter(const CounterKey *key, uint32 hash)
 	return entry;
 }
 
+/* subject: its hash, the same for all of its windows */
 static void
-add_counter(CounterSet *set, ScopeKind scope, const char *id, PeriodKind period, TimestampTz window_start)
+add_counter(CounterSet *set, uint32 subject, ScopeKind scope, const char *id,
+			PeriodKind period, TimestampTz window_start)
 {
 	Counter    *counter = &set->counters[set->count];
 
 	make_key(&counter->key, set->ledger, scope, id, period, window_start);
-	counter->hash = hash_key(&counter->key, 0);
+	counter->hash = hash_window(subject, &counter->key);
 	counter->charge = NULL;
 	set->count++;
 	set->partitions |= UINT64CONST(1) << PARTITION_OF(counter->hash);
@@ -613,23 +617,29 @@ counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 	set->counters = palloc(sizeof(Counter) * (NUM_SCOPES * NUM_PERIODS + nrated * RATE_WINDOWS));
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
 	{
+		const char *id = subject->ids[scope];
+		uint32		hash;
+
 		set->first[scope] = -1;
-		if (subject->ids[scope] == NULL && scope != SCOPE_ALL)
+		if (id == NULL && scope != SCOPE_ALL)
 			continue;
 		set->first[scope] = set->count;
+		hash = hash_subject(MyDatabaseId, set->ledger, scope, id ? id : "", id ? strlen(id) : 0);
 		for (int period = 0; period < NUM_PERIODS; period++)
-			add_counter(set, scope, subject->ids[scope], period, period_start(period, ts));
+			add_counter(set, hash, scope, id, period, period_start(period, ts));
 	}
 	set->rates = palloc(sizeof(CounterRate) * Max(nrated, 1));
 	for (int i = 0; i < nrated; i++)
 	{
 		CounterRate *rate = &set->rates[set->nrates++];
+		uint32		hash;
 
 		rate->permission_id = rated[i];
 		rate->id = psprintf("%lld", (long long) rated[i]);
 		rate->first = set->count;
+		hash = hash_subject(MyDatabaseId, set->ledger, SCOPE_PERMISSION, rate->id, strlen(rate->id));
 		for (int window = 0; window < RATE_WINDOWS; window++)
-			add_counter(set, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
+			add_counter(set, hash, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
 						period_start(PERIOD_RATE, ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
 	}
 
@@ -815,12 +825,6 @@ counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted, Usage 
 
 /* ---- the end of (sub)transactions: nothing here may fail or allocate ---- */
 
-bool
-counter_has_charges(void)
-{
-	return !dlist_is_empty(&own_charges);
-}
-
 static void
 settle_charge(OwnCharge *charge, bool commit)
 {
@@ -951,7 +955,7 @@ kavach_reload_counters(PG_FUNCTION_ARGS)
 	int64		dropped = 0;
 
 	counter_require();
-	if (counter_has_charges())
+	if (!dlist_is_empty(&own_charges))
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("kavach_reload_counters() cannot run in a transaction that has called kavach"),

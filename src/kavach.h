@@ -280,7 +280,6 @@ extern void counter_close(CounterSet *set);
 extern void counter_warn_if_small(void);
 extern void counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted,
 						 Usage usage[NUM_PERIODS]);
-extern bool counter_has_charges(void);
 extern void counter_end_transaction(bool commit);
 extern void counter_end_subtransaction(bool commit, int level);
 
