@@ -89,6 +89,23 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.audit_log
 ALTER TABLE kavach.audit_log ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE kavach.audit_log ENABLE ALWAYS TRIGGER append_only_truncate;
 
+CREATE FUNCTION kavach.guard_ledger()
+RETURNS event_trigger
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'kavach_guard_ledger';
+
+COMMENT ON FUNCTION kavach.guard_ledger() IS
+  'Event trigger: the ledger''s tables are not dropped or detached while it holds rows. Error 42501, unless kavach.allow_drop is on.';
+
+-- Whatever may drop the ledger, by CASCADE too: src/guard.c has how.
+CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
+  WHEN TAG IN ('ALTER TABLE', 'DROP ACCESS METHOD', 'DROP EXTENSION', 'DROP FOREIGN DATA WRAPPER',
+               'DROP FOREIGN TABLE', 'DROP LANGUAGE', 'DROP OWNED', 'DROP SCHEMA', 'DROP SERVER', 'DROP TABLE')
+  EXECUTE FUNCTION kavach.guard_ledger();
+ALTER EVENT TRIGGER kavach_guard_ledger ENABLE ALWAYS;
+
+COMMENT ON EVENT TRIGGER kavach_guard_ledger IS 'Keeps the ledger''s tables from being dropped or detached while it holds rows.';
+
 CREATE VIEW kavach.ledger AS
 SELECT * FROM kavach.audit_log;
 

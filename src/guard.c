@@ -1,18 +1,47 @@
 /*-------------------------------------------------------------------------
  * guard.c
- *		What nobody may change: the rows of the ledger.
+ *		What nobody may change or remove: the rows of the ledger.
  *
- * The triggers are ENABLE ALWAYS, so that session_replication_role and
- * logical replication do not switch them off, and spare no one: a correction
- * is a new row.
+ * Rows: triggers refuse UPDATE, DELETE and TRUNCATE.  They are ENABLE ALWAYS,
+ * so that session_replication_role and logical replication do not switch them
+ * off, and spare no one: a correction is a new row.
+ *
+ * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
+ * would drop it, one of its partitions or a column, be it DROP TABLE, DROP
+ * EXTENSION, DROP OWNED or a CASCADE from anywhere.  No hook tells of a DETACH
+ * in time (a concurrent one commits half-way), so that an event trigger looks
+ * at ALTER TABLE before it runs.  The same trigger fires before every
+ * statement that can drop, and thereby loads this library, and with it the hook,
+ * into a session that has called nothing of kavach on a server that does not
+ * preload it.  Whoever means it sets kavach.allow_drop.
+ *
+ * Caveats: DROP DATABASE, and a superuser who takes the triggers away, are not
+ * hindered.  A pg_restore --clean over a ledger with rows is.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/partition.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "commands/event_trigger.h"
 #include "commands/trigger.h"
+#include "storage/lmgr.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+static bool allow_drop = false;
+
+static object_access_hook_type previous_object_access = NULL;
 
 PG_FUNCTION_INFO_V1(kavach_refuse_change);
+PG_FUNCTION_INFO_V1(kavach_guard_ledger);
 
 /* Trigger: refuses UPDATE, DELETE and TRUNCATE. */
 Datum
@@ -30,4 +59,176 @@ kavach_refuse_change(PG_FUNCTION_ARGS)
 			 errdetail("Rows of \"%s\" are never changed or removed.",
 					   RelationGetRelationName(trigger->tg_relation)),
 			 errhint("Correct a bill with kavach_adjust().")));
+}
+
+/* ---- what belongs to the ledger, and whether there is anything to lose ---- */
+
+/* The ledger itself or a partition of it, one that is being detached included. */
+static bool
+belongs_to_ledger(Oid relid, Oid ledger)
+{
+	while (relid != ledger && get_rel_relispartition(relid))
+		relid = get_partition_parent(relid, true);
+	return relid == ledger;
+}
+
+/* Whether a table has rows, uncommitted ones included. */
+static bool
+has_rows(Oid relid)
+{
+	Relation	table = table_open(relid, AccessShareLock);
+	bool		found = false;
+
+	if (RELKIND_HAS_TABLE_AM(table->rd_rel->relkind))
+	{
+		SnapshotData dirty;
+		TupleTableSlot *slot = table_slot_create(table, NULL);
+		TableScanDesc scan;
+
+		InitDirtySnapshot(dirty);
+		scan = table_beginscan(table, &dirty, 0, NULL);
+		found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	else
+		found = table->rd_rel->relkind != RELKIND_PARTITIONED_TABLE;	/* who knows */
+	table_close(table, NoLock);
+	return found;
+}
+
+static bool
+ledger_has_rows(Oid ledger)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_all_inheritors(ledger, AccessShareLock, NULL))
+		if (has_rows(lfirst_oid(cell)))
+			return true;
+	return false;
+}
+
+/* ---- what would lose rows ---- */
+
+/* Raises an error where a statement takes a table of the ledger away from it. */
+static void
+refuse_loss(Oid relid)
+{
+	Oid			ledger = find_ledger();
+
+	if (allow_drop || !OidIsValid(ledger) || !belongs_to_ledger(relid, ledger))
+		return;
+	/* its own rows first: one that is being detached is not among the ledger's */
+	if (has_rows(relid) || ledger_has_rows(ledger))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the ledger holds rows, which this statement would remove"),
+				 errdetail("It drops, detaches or takes a column from table \"%s\".", get_rel_name(relid)),
+				 errhint("Export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
+}
+
+static void
+at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (previous_object_access)
+		previous_object_access(access, class_id, object_id, sub_id, arg);
+	if (access == OAT_DROP && class_id == RelationRelationId)
+		refuse_loss(object_id);
+}
+
+/* A ledger that a crash empties is none. */
+static void
+refuse_unlogged(Oid relid)
+{
+	Oid			ledger = find_ledger();
+
+	if (!allow_drop && OidIsValid(ledger) && belongs_to_ledger(relid, ledger))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the ledger cannot be unlogged"),
+				 errdetail("A crash would empty table \"%s\".", get_rel_name(relid))));
+}
+
+/* ENABLE TRIGGER ALL would leave them fire no more in logical replication. */
+static void
+refuse_triggers_off(Oid relid)
+{
+	if (get_rel_namespace(relid) == get_namespace_oid("kavach", true))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the triggers of table \"%s\" cannot be switched all together", get_rel_name(relid)),
+				 errdetail("They keep the ledger append-only and make changes known to other sessions, and are enabled as ALWAYS."),
+				 errhint("Switch triggers of your own by name; restore without --disable-triggers.")));
+}
+
+static void
+refuse_detach(const RangeVar *partition)
+{
+	Oid			relid = RangeVarGetRelid(partition, NoLock, true);
+
+	if (OidIsValid(relid))
+		refuse_loss(relid);
+}
+
+static void
+check_alter_table(const AlterTableStmt *statement)
+{
+	Oid			relid = RangeVarGetRelid(statement->relation, NoLock, true);
+	ListCell   *cell;
+
+	if (!OidIsValid(relid))
+		return;
+	foreach(cell, statement->cmds)
+	{
+		const AlterTableCmd *command = lfirst_node(AlterTableCmd, cell);
+
+		switch (command->subtype)
+		{
+			case AT_DetachPartition:
+			case AT_DetachPartitionFinalize:
+				refuse_detach(castNode(PartitionCmd, command->def)->name);
+				break;
+			case AT_SetUnLogged:
+				refuse_unlogged(relid);
+				break;
+			case AT_DisableTrigAll:
+			case AT_DisableTrigUser:
+			case AT_EnableTrigAll:
+			case AT_EnableTrigUser:
+				refuse_triggers_off(relid);
+				break;
+			default:
+				break;
+		}
+	}
+}
+
+/* Event trigger: runs before DROP and ALTER TABLE statements. */
+Datum
+kavach_guard_ledger(PG_FUNCTION_ARGS)
+{
+	EventTriggerData *event = (EventTriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("kavach.guard_ledger() must be called as an event trigger")));
+	if (IsA(event->parsetree, AlterTableStmt))
+		check_alter_table(castNode(AlterTableStmt, event->parsetree));
+	PG_RETURN_NULL();
+}
+
+void
+guard_install(void)
+{
+	DefineCustomBoolVariable("kavach.allow_drop",
+							 "Lets statements drop or detach the ledger's tables while it holds rows.",
+							 NULL,
+							 &allow_drop,
+							 false,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
+	previous_object_access = object_access_hook;
+	object_access_hook = at_object_access;
 }

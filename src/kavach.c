@@ -14,7 +14,7 @@
  *	partition.c		the ledger's months, and the way straight into them
  *	catalog.c		agents, permissions and policies, looked up and cached
  *	transaction.c	what the end of a transaction does
- *	guard.c			what nobody may change
+ *	guard.c			what nobody may change or remove
  *	query.c			SQL with the owner's rights, in the latest snapshot
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
@@ -75,6 +75,7 @@ _PG_init(void)
 	ledger_define_settings();
 	transaction_define_settings();
 	catalog_define_settings();
+	guard_install();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		counter_define_settings();

@@ -128,6 +128,7 @@ typedef struct OwnerRights
 	int			guc_level;
 } OwnerRights;
 
+extern Oid	find_ledger(void);
 extern Oid	ledger_oid(void);
 extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
@@ -368,6 +369,10 @@ extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
 extern void partition_end_transaction(bool commit);
 extern bool partition_insert(Oid ledger, TimestampTz ts, const RowValues *row);
+
+/* ---- guard.c: what nobody may change or remove ---- */
+
+extern void guard_install(void);
 
 /* ---- lock.c: heavyweight locks of our own ---- */
 

@@ -39,11 +39,12 @@ forget_ledger(Datum arg, int cacheid, uint32 hashvalue)
 	ledger = InvalidOid;
 }
 
-/* The ledger of this database; an error where there is none. */
+/* The ledger of this database, or InvalidOid. */
 Oid
-ledger_oid(void)
+find_ledger(void)
 {
 	static bool registered = false;
+	Oid			schema;
 
 	if (OidIsValid(ledger))
 		return ledger;
@@ -53,8 +54,17 @@ ledger_oid(void)
 		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_ledger, (Datum) 0);
 		registered = true;
 	}
-	ledger = get_relname_relid("audit_log", get_namespace_oid("kavach", false));
-	if (!OidIsValid(ledger))
+	schema = get_namespace_oid("kavach", true);
+	if (OidIsValid(schema))
+		ledger = get_relname_relid("audit_log", schema);
+	return ledger;
+}
+
+/* The same; an error where there is none. */
+Oid
+ledger_oid(void)
+{
+	if (!OidIsValid(find_ledger()))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger kavach.audit_log does not exist"),

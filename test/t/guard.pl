@@ -1,0 +1,124 @@
+# guard.pl: while the ledger holds rows, nothing drops, detaches or changes it: in a session that has called
+# nothing of kavach yet, on a server that preloads it and on one that does not.
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use FindBin;
+use lib $FindBin::RealBin;
+use Session;
+
+my $node = PostgreSQL::Test::Cluster->new('guard');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'");
+$node->start;
+$node->safe_psql('postgres', q{
+	CREATE ROLE boss SUPERUSER LOGIN;
+	CREATE ROLE plain LOGIN;
+	CREATE DATABASE kept OWNER plain;
+});
+$node->safe_psql('kept', q{
+	SET ROLE boss;
+	CREATE SCHEMA app AUTHORIZATION plain;
+	CREATE EXTENSION kavach SCHEMA app;
+	SET search_path = app;
+	SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
+});
+
+# What a session ends with: the SQLSTATE of its error, or ''.
+sub state_of
+{
+	my ($sql, %params) = @_;
+	my ($status, undef, $err) = $node->psql('kept', $sql, extra_params => [ '-v', 'VERBOSITY=verbose', @{ $params{extra} // [] } ], on_error_stop => 1);
+	return $status == 0 ? '' : $err =~ /^(?:psql:\S+ )?(?:ERROR|FATAL): +([0-9A-Z]{5}):/m ? $1 : "unknown: $err";
+}
+
+# A ledger without rows, but for one that was rolled back, is dropped without asking.
+$node->safe_psql('kept', q{BEGIN; SELECT app.kavach_authorize('agt_a', 'run', 'x', 5); ROLLBACK});
+is(state_of('BEGIN; DROP EXTENSION kavach; ROLLBACK'), '', 'an empty ledger can be dropped');
+is(state_of('BEGIN; DROP TABLE kavach.audit_log_2026_04; ROLLBACK'), '', 'and so can its partitions');
+
+$node->safe_psql('kept', q{SELECT app.kavach_authorize('agt_a', 'run', 'x', 5)});
+my $ledger = q{SELECT (SELECT count(*) FROM kavach.audit_log), sum(tokens_cost), (SELECT string_agg(inhrelid::regclass::text, ' ' ORDER BY inhrelid) FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass) FROM kavach.audit_log_2026_03};
+my $before = $node->safe_psql('kept', $ledger);
+is($before, '1|5|kavach.audit_log_2026_03 kavach.audit_log_2026_04', 'now it holds one');
+
+my @drops = (
+	'DROP EXTENSION kavach',
+	'DROP EXTENSION kavach CASCADE',
+	'DROP EXTENSION plpgsql CASCADE',
+	'DROP SCHEMA app CASCADE',
+	'DROP OWNED BY boss CASCADE',
+	'DROP TABLE kavach.audit_log_2026_03',
+	'DROP TABLE kavach.audit_log_2026_04',
+	'BEGIN; ALTER EXTENSION kavach DROP TABLE kavach.audit_log; DROP TABLE kavach.audit_log CASCADE',
+	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03',
+	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_04',
+	q{DO $$ BEGIN EXECUTE 'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03'; END $$},
+	'ALTER TABLE kavach.audit_log DROP COLUMN tokens_cost CASCADE',
+	'ALTER TABLE kavach.audit_log_2026_03 SET UNLOGGED');
+my @changes = ('UPDATE kavach.ledger SET tokens_cost = 0',
+	'INSERT INTO kavach.audit_log_2026_03 SELECT * FROM kavach.audit_log ON CONFLICT (id) DO UPDATE SET tokens_cost = 0');
+foreach my $table (qw(kavach.audit_log kavach.audit_log_2026_03))
+{
+	push @changes, "UPDATE $table SET tokens_cost = 0", "DELETE FROM $table", "TRUNCATE $table CASCADE",
+		"MERGE INTO $table USING (SELECT 1) AS x ON true WHEN MATCHED THEN DELETE";
+}
+my @switches;
+foreach my $table (qw(kavach.audit_log_2026_03 kavach.agent))
+{
+	push @switches, map { "ALTER TABLE $table $_" } 'DISABLE TRIGGER ALL', 'DISABLE TRIGGER USER', 'ENABLE TRIGGER ALL', 'ENABLE TRIGGER USER';
+}
+
+foreach my $preloaded (1, 0)
+{
+	my $where = $preloaded ? 'preloaded' : 'not preloaded';
+	if (!$preloaded)
+	{
+		$node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
+		$node->restart;
+	}
+	# each in a session of its own, whose first statement it is
+	is(state_of($_), '42501', "$where: $_") foreach @drops, @switches;
+	{
+		local $ENV{PGOPTIONS} = '-c session_replication_role=replica';
+		is(state_of($_), '42501', "$where, as a replica: $_") foreach @drops, @changes;
+	}
+	is(state_of('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03 CONCURRENTLY'), '42501', "$where: DETACH CONCURRENTLY");
+	is(state_of($_), '42501', "$where: $_") foreach @changes;
+	is($node->safe_psql('kept', $ledger), $before, "$where: nothing has changed");
+
+	# Who owns the schema of the functions, or the database, is no exception, and may not switch it off.
+	is(state_of('DROP SCHEMA app CASCADE', extra => [ '-U', 'plain' ]), '42501', "$where: by the schema's owner");
+	is(state_of('SET kavach.allow_drop = on; DROP SCHEMA app CASCADE', extra => [ '-U', 'plain' ]), '42501', "$where: who may not allow it");
+
+	# Whoever means it can. (Each is rolled back.)
+	is(state_of("SET kavach.allow_drop = on; BEGIN; $_; ROLLBACK"), '', "$where, allowed: $_") foreach grep { !/plpgsql|DROP COLUMN/ } @drops;
+	is(state_of("SET kavach.allow_drop = on; BEGIN; $_; ROLLBACK"), '42501', "$where: yet nothing allows $_") foreach @changes, @switches;
+
+	# Other tables are nobody's business here.
+	is(state_of('CREATE TABLE app.t (a int) PARTITION BY LIST (a); CREATE TABLE app.t1 PARTITION OF app.t DEFAULT; INSERT INTO app.t VALUES (1);
+		ALTER TABLE app.t1 DISABLE TRIGGER ALL; ALTER TABLE app.t1 SET UNLOGGED; ALTER TABLE app.t DETACH PARTITION app.t1; DROP TABLE app.t, app.t1'), '', "$where: tables of others");
+	is($node->safe_psql('kept', $ledger), $before, "$where: nothing has changed");
+}
+
+# Half-way detached, it is still guarded, as is the rest of the way.
+my $reader = Session->new($node, 'kept');
+$reader->query('BEGIN; SELECT count(*) FROM kavach.audit_log');
+my $admin = Session->new($node, 'kept');
+$admin->query('SET kavach.allow_drop = on');
+$admin->send('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03 CONCURRENTLY');
+$node->poll_query_until('kept', 'SELECT count(*) = 1 FROM pg_inherits WHERE inhdetachpending') or die;
+$node->safe_psql('kept', 'SELECT pg_cancel_backend(' . $admin->pid . ')');
+like($admin->answer, qr/57014/, 'a DETACH is cut off half-way');
+$reader->query('COMMIT');
+is(state_of('DROP TABLE kavach.audit_log_2026_03'), '42501', 'what is left of it is not dropped');
+is(state_of('DROP EXTENSION kavach'), '42501', 'with the extension neither');
+is(state_of('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03 FINALIZE'), '42501', 'nor detached for good');
+is($admin->query('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03 FINALIZE'), '', 'unless that is allowed');
+is(state_of('ALTER TABLE kavach.audit_log_2026_03 SET SCHEMA app; DROP EXTENSION kavach CASCADE'), '', 'an empty ledger is let go');
+is($node->safe_psql('kept', 'SELECT tokens_cost FROM app.audit_log_2026_03'), '5', 'without what was detached from it');
+$_->quit foreach $reader, $admin;
+$node->stop;
+done_testing();
