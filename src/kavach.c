@@ -12,6 +12,7 @@
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
  *	ledger.c		how rows are written and found; UUIDv7
  *	partition.c		the ledger's months, and the way straight into them
+ *	worker.c		the background worker that makes them
  *	catalog.c		agents, permissions and policies, looked up and cached
  *	transaction.c	what the end of a transaction does
  *	guard.c			what nobody may change or remove

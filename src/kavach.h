@@ -368,7 +368,12 @@ extern Size partition_shmem_size(void);
 extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
 extern void partition_end_transaction(bool commit);
+extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 extern bool partition_insert(Oid ledger, TimestampTz ts, const RowValues *row);
+
+/* ---- worker.c: the background worker that makes partitions ---- */
+
+extern bool worker_make_partitions(Oid ledger, TimestampTz ts);
 
 /* ---- guard.c: what nobody may change or remove ---- */
 

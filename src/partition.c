@@ -3,10 +3,11 @@
  *		The ledger's months: how a partition is made, and how a row goes
  *		straight into one.
  *
- * A missing partition is made by the call that first needs it, in that call's
- * transaction: a second caller waits for the first on a lock of ours, then
- * finds it.  Next month's is made ahead.  The parent carries no index; what a
- * partition needs is in partition_ddl.
+ * A missing partition is made by a worker, in a transaction of its own, and by
+ * the call that needs it only where there is no worker (worker.c): then a
+ * second caller waits for the first one's transaction, on a lock of ours.  Next
+ * month's is made ahead.  The parent carries no index; what a partition needs
+ * is in partition_ddl.
  *
  * ATTACH locks the parent in a way that hinders nobody, so that a backend may
  * take in the invalidation that it sends just while it makes its list of
@@ -17,7 +18,7 @@
  * counter in shared memory is advanced at the commit of each ATTACH, before
  * the usage counters are let go, and who finds it advanced makes list and plans
  * anew (partition_refresh).  For sessions that only run reports, the backend
- * that attached invalidates the parent once more with its next row.
+ * that had it attached invalidates the parent once more with its next row.
  *
  * A row goes into the heap and its indexes as an INSERT would put it there,
  * with its constraints checked, but what the executor prepares anew for every
@@ -43,6 +44,8 @@
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "optimizer/optimizer.h"
+#include "partitioning/partbounds.h"
+#include "partitioning/partdesc.h"
 #include "port/atomics.h"
 #include "storage/lmgr.h"
 #include "storage/shmem.h"
@@ -50,9 +53,11 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/partcache.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
+#include "utils/snapmgr.h"
 
 #define GENERATION_SLOTS	64
 
@@ -126,6 +131,56 @@ partition_end_transaction(bool commit)
 	attached = false;
 }
 
+/* ---- finding a partition ---- */
+
+/* A partition, and the times that it takes. */
+typedef struct PartitionRange
+{
+	Oid			relid;
+	TimestampTz start;
+	TimestampTz end;
+} PartitionRange;
+
+/* By its bounds, whatever its name.  One that is being detached is none. */
+static bool
+find_range(Oid ledger_id, TimestampTz ts, PartitionRange *range)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	PartitionKey key = RelationGetPartitionKey(ledger);
+	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
+	PartitionBoundInfo bounds = partitions->boundinfo;
+	bool		found = false;
+
+	if (partitions->nparts > 0)
+	{
+		Datum		value = TimestampTzGetDatum(ts);
+		bool		is_equal;
+		int			lower = partition_range_datum_bsearch(key->partsupfunc, key->partcollation,
+														  bounds, 1, &value, &is_equal);
+		int			index = bounds->indexes[lower + 1];
+
+		found = index >= 0;
+		if (found)
+		{
+			range->relid = partitions->oids[index];
+			range->start = bounds->kind[lower][0] == PARTITION_RANGE_DATUM_VALUE ?
+				DatumGetTimestampTz(bounds->datums[lower][0]) : DT_NOBEGIN;
+			range->end = bounds->kind[lower + 1][0] == PARTITION_RANGE_DATUM_VALUE ?
+				DatumGetTimestampTz(bounds->datums[lower + 1][0]) : DT_NOEND;
+		}
+	}
+	table_close(ledger, NoLock);
+	return found;
+}
+
+static bool
+has_partition(Oid ledger_id, TimestampTz ts)
+{
+	PartitionRange range;
+
+	return find_range(ledger_id, ts, &range);
+}
+
 /* ---- making partitions ---- */
 
 /* %1$s: the partition's name; %2$s, %3$s: its bounds */
@@ -144,12 +199,6 @@ static const char *const partition_ddl =
 "SELECT kavach.make_private('kavach.%1$s');"
 "ALTER TABLE kavach.audit_log ATTACH PARTITION kavach.%1$s FOR VALUES FROM ('%2$s') TO ('%3$s')";
 
-static Oid
-find_partition(const char *name)
-{
-	return get_relname_relid(name, get_namespace_oid("kavach", false));
-}
-
 /* Whatever the session has set for tables of its own must not reach ours. */
 static void
 pin_table_defaults(void)
@@ -160,6 +209,7 @@ pin_table_defaults(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
+
 static char *
 partition_name(TimestampTz ts)
 {
@@ -169,10 +219,17 @@ partition_name(TimestampTz ts)
 }
 
 static void
-make_partition(const char *name, TimestampTz ts)
+make_partition(TimestampTz ts)
 {
 	OwnerRights owner;
+	char	   *name = partition_name(ts);
 
+	if (OidIsValid(get_relname_relid(name, get_namespace_oid("kavach", false))))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the ledger has no partition for %s", format_utc(ts)),
+				 errdetail("There is a table kavach.%s, but it is no partition of the ledger.", name),
+				 errhint("Attach it again, or rename it.")));
 	query_begin(&owner);
 	pin_table_defaults();
 	query_utility(psprintf(partition_ddl, name,
@@ -183,22 +240,55 @@ make_partition(const char *name, TimestampTz ts)
 }
 
 /*
- * The partition of a month, made if it is missing.  One lock for all months:
- * ATTACH serializes those who make one anyway.
+ * In the worker: makes a month's partition if it is missing, unless another
+ * ledger is in place by now, or its lock would have to be waited for.
  */
-static Oid
-ensure_partition(TimestampTz ts)
+void
+partition_make_if_free(Oid ledger_id, TimestampTz ts)
 {
-	char	   *name = partition_name(ts);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (find_ledger() == ledger_id &&
+		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock) &&
+		!has_partition(ledger_id, ts))
+		make_partition(ts);
+	PopActiveSnapshot();
+}
 
-	if (!OidIsValid(find_partition(name)))
-	{
-		lock_acquire(LOCK_PARTITION, NULL);
-		AcceptInvalidationMessages();
-		if (!OidIsValid(find_partition(name)))
-			make_partition(name, ts);
-	}
-	return find_partition(name);
+/* Has the worker make a month's partition and the next; LOCK_PARTITION is held. */
+static bool
+have_partitions_made(Oid ledger_id, TimestampTz ts)
+{
+	bool		made = worker_make_partitions(ledger_id, ts);
+
+	announce_again |= made;
+	AcceptInvalidationMessages();
+	partition_refresh(ledger_id);
+	return made;
+}
+
+/*
+ * The partition of a month, made if it is missing.  One lock for all months, as
+ * ATTACH serializes those who make one anyway; kept by who makes it himself.
+ */
+static PartitionRange
+ensure_partition(Oid ledger_id, TimestampTz ts)
+{
+	PartitionRange range;
+
+	if (find_range(ledger_id, ts, &range))
+		return range;
+	lock_acquire(LOCK_PARTITION, NULL);
+	AcceptInvalidationMessages();
+	partition_refresh(ledger_id);
+	if (!has_partition(ledger_id, ts))
+		(void) have_partitions_made(ledger_id, ts);
+	if (has_partition(ledger_id, ts))
+		lock_release(LOCK_PARTITION, NULL);
+	else
+		make_partition(ts);
+	if (!find_range(ledger_id, ts, &range))
+		elog(ERROR, "the ledger has no partition for %s", format_utc(ts));
+	return range;
 }
 
 /* Whether a query of this session has the ledger open. */
@@ -213,20 +303,25 @@ ledger_is_in_use(Oid ledger_id)
 }
 
 /*
- * Makes next month's partition while this month's is in use.  Its own first
- * call may run inside a query that reads the ledger, where no partition can be
- * attached; so this leaves it to a later call where that is so now, or where it
- * would have to wait.
+ * Makes next month's partition while this month's is in use.  Left to a later
+ * call where another session is at it, or where there is no worker and it
+ * cannot be attached now: in a query that reads the ledger, or while the
+ * ledger's lock would have to be waited for.
  */
 static void
 make_next_partition(Oid ledger_id, TimestampTz ts)
 {
 	TimestampTz next = period_end(PERIOD_MONTH, ts);
 
-	if (next < CLOCK_END && !OidIsValid(find_partition(partition_name(next))) &&
-		!ledger_is_in_use(ledger_id) && lock_try(LOCK_PARTITION, NULL) &&
-		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock))
-		(void) ensure_partition(next);
+	if (next >= CLOCK_END || has_partition(ledger_id, next) || !lock_try(LOCK_PARTITION, NULL))
+		return;
+	if (!have_partitions_made(ledger_id, ts) &&
+		!ledger_is_in_use(ledger_id) &&
+		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock) &&
+		!has_partition(ledger_id, next))
+		make_partition(next);
+	else
+		lock_release(LOCK_PARTITION, NULL);
 }
 
 /* ---- the partition that is written to ---- */
@@ -248,7 +343,7 @@ static struct
 	bool		complete;		/* all that follows was found out */
 	Oid			ledger;
 	Oid			relid;
-	TimestampTz start;
+	TimestampTz start;			/* the times that it takes */
 	TimestampTz end;
 	bool		direct;			/* rows go in without the executor's help */
 	AttrNumber	attnums[NUM_LEDGER_COLUMNS]; /* of ledger_columns[] */
@@ -430,7 +525,7 @@ static void
 find_target(Oid ledger_id, TimestampTz ts)
 {
 	static bool registered = false;
-	Oid			relid;
+	PartitionRange range;
 	Relation	ledger;
 	Relation	partition;
 
@@ -448,14 +543,14 @@ find_target(Oid ledger_id, TimestampTz ts)
 		registered = true;
 	}
 
-	relid = ensure_partition(ts);
+	range = ensure_partition(ledger_id, ts);
 	make_next_partition(ledger_id, ts);
 	target.ledger = ledger_id;
-	target.relid = relid;
-	target.start = period_start(PERIOD_MONTH, ts);
-	target.end = period_end(PERIOD_MONTH, ts);
+	target.relid = range.relid;
+	target.start = range.start;
+	target.end = range.end;
 	ledger = table_open(ledger_id, RowExclusiveLock);
-	partition = table_open(relid, RowExclusiveLock);
+	partition = table_open(range.relid, RowExclusiveLock);
 	target.valid = true;
 	target.complete = false;
 	target.direct = takes_rows_directly(partition, ledger);
