@@ -2,9 +2,10 @@
  * transaction.c
  *		What the end of a transaction, or of a savepoint, does for kavach.
  *
- * Before the commit: a transaction that wrote the ledger commits durably,
- * whatever synchronous_commit the session has, and none that kavach has a
- * share in can be prepared, as its charges live in this backend.  After it, or
+ * Before the commit: a transaction that wrote the ledger, or changed agents or
+ * policies (a crash must not undo a revocation), commits durably, whatever
+ * synchronous_commit the session has; and none that kavach has a share in can
+ * be prepared, as its charges live in this backend.  After it, or
  * after an abort: charges are settled (counter.c) and changed agents and
  * policies made known (catalog.c); nothing there can fail.
  *-------------------------------------------------------------------------
@@ -57,7 +58,8 @@ transaction_wrote_ledger(const LedgerRow *row)
 static void
 commit_durably(void)
 {
-	if (wrote_ledger && force_sync_commit && synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+	if ((wrote_ledger || catalog_has_changed()) &&
+		force_sync_commit && synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
 		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
 }
@@ -154,8 +156,8 @@ void
 transaction_define_settings(void)
 {
 	DefineCustomBoolVariable("kavach.force_sync_commit",
-							 "Commits decisions durably, whatever synchronous_commit says.",
-							 "Off: a crash may lose decisions that were answered, and budgets with them.",
+							 "Commits decisions, and changes of agents and policies, durably, whatever synchronous_commit says.",
+							 "Off: a crash may lose decisions that were answered, and budgets with them, or a revocation.",
 							 &force_sync_commit,
 							 true,
 							 PGC_SUSET,

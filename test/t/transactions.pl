@@ -160,6 +160,12 @@ for my $commit ('off', 'local', 'remote_write')
 		'allowed ' . left(1) . "\nt|$commit", "a decision is durable when it is acknowledged, though synchronous_commit is $commit");
 	$used++;
 }
+$one->query('SET synchronous_commit = off');
+foreach my $change ("SELECT FROM kavach_create_agent('agt_durable', 'ann')", "SELECT FROM kavach_revoke_agent('agt_durable')", "DELETE FROM kavach.agent WHERE agent_id = 'agt_durable'")
+{
+	$one->query($change);
+	is($one->query('SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()'), 't', "so is $change");
+}
 is($one->query('SET synchronous_commit = off; CREATE TABLE u (n int); BEGIN; INSERT INTO u VALUES (1); COMMIT; SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()'),
 	'f', 'other transactions are left as they are');
 is($one->query('SET kavach.force_sync_commit = off; SELECT call(1); SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()'),
