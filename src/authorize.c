@@ -64,7 +64,8 @@ refuse(Decision *decision, const char *result, const char *code, const char *rea
 	decision->result = result;
 	decision->code = code;
 	decision->reason = reason;
-	decision->granted = (OptionalInt64) {true, 0};
+	decision->granted.given = true;
+	decision->granted.value = 0;
 }
 
 static void
@@ -215,7 +216,7 @@ room_at(const CounterSet *counters, const Candidate *candidate)
 {
 	int64		calls[RATE_WINDOWS];
 	int64		sum = 0;
-	TimestampTz mark = period_start(PERIOD_RATE, counters->ts);	/* the current window */
+	TimestampTz mark = period_start(PERIOD_RATE, counters->ts); /* the current window */
 
 	if (candidate->rate < 0)
 		return DT_NOBEGIN;
@@ -276,6 +277,7 @@ charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict 
 static void
 refuse_rate(const Charge *charge, Decision *decision)
 {
+	Assert(charge->soonest != NULL);	/* there was a candidate */
 	decision->retry_at = charge->rate_retry_at;
 	refuse(decision, "rate_limited", "rate_limited",
 		   psprintf("permission %lld allows %lld calls per hour, and they are used up; retry from %s on",

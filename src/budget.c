@@ -180,7 +180,10 @@ exceeds_alone(const BudgetLimit *limit, int64 cost)
 BudgetVerdict
 budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens)
 {
-	BudgetVerdict verdict = {.granted = cost, .retry_at = DT_NOBEGIN};
+	BudgetVerdict verdict = {
+		.granted = cost,
+		.retry_at = DT_NOBEGIN,
+	};
 	int64		need = min_tokens.given ? min_tokens.value : cost.value;
 
 	for (int i = 0; i < budget->nlimits; i++)

@@ -369,7 +369,10 @@ read_profile(const char *agent_id)
 static void
 make_profiles(Oid ledger)
 {
-	HASHCTL		info = {.keysize = MAX_ID_BYTES + 1, .entrysize = sizeof(CachedProfile)};
+	HASHCTL		info = {
+		.keysize = MAX_ID_BYTES + 1,
+		.entrysize = sizeof(CachedProfile),
+	};
 
 	profiles = hash_create("kavach profiles", 256, &info, HASH_ELEM | HASH_STRINGS);
 	profiles_ledger = ledger;

@@ -91,7 +91,7 @@ typedef struct CounterEntry
 	bool		touched;		/* pinned since eviction last came by */
 	int32		pins;			/* of all transactions' nest levels */
 	int64		used[NUM_MEASURES]; /* committed */
-	int64		pending[NUM_MEASURES];	/* increases of open transactions, never < 0 */
+	int64		pending[NUM_MEASURES];	/* open increases, never < 0 */
 } CounterEntry;
 
 /* What this transaction has charged to an entry in one of its nest levels: a pin. */

@@ -191,7 +191,7 @@ typedef struct BudgetLimit
 	int64		baseline;
 
 	bool		baseline_applies;	/* to the window of the call */
-	int64		usage;			/* of the subject in that window, own charges too */
+	int64		usage;			/* in that window, own charges too */
 	int64		used;			/* what of it counts against the limit */
 	int64		pending;		/* of other transactions */
 	TimestampTz window_end;		/* DT_NOEND for total */
@@ -230,7 +230,7 @@ extern ScopeKind scope_named(const char *name);
 typedef struct Usage
 {
 	int64		used[NUM_MEASURES]; /* committed, and its own */
-	int64		pending[NUM_MEASURES];	/* increases of other open transactions */
+	int64		pending[NUM_MEASURES];	/* others' open increases */
 } Usage;
 
 /*
@@ -260,7 +260,7 @@ typedef struct CounterSet
 	TimestampTz ts;
 	Counter    *counters;
 	int			count;
-	int			first[NUM_SCOPES];	/* index of a scope's NUM_PERIODS counters, or -1 */
+	int			first[NUM_SCOPES];	/* of a scope's counters, or -1 */
 	CounterRate *rates;
 	int			nrates;
 	uint64		partitions;		/* a bit for each that is locked */
@@ -432,7 +432,7 @@ typedef struct Budget
 {
 	Subject		subject;
 	TimestampTz ts;
-	BudgetLimit	   *limits;
+	BudgetLimit *limits;
 	int			nlimits;
 } Budget;
 
@@ -441,7 +441,7 @@ typedef struct BudgetVerdict
 {
 	bool		admitted;
 	BudgetLimit *refusal;		/* would be passed */
-	BudgetLimit *pending;		/* would be passed but for others' pending charges */
+	BudgetLimit *pending;		/* would be, with others' pending ones */
 	BudgetLimit *warning;		/* when admitted: the one that warns, or NULL */
 	OptionalInt64 granted;
 	TimestampTz retry_at;		/* of a refusal; DT_NOEND for none */

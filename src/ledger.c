@@ -262,7 +262,8 @@ ledger_begin(void)
 		LockRelationOid(ledger, RowExclusiveLock);
 		if (ledger == ledger_oid())
 			return;
-		UnlockRelationOid(ledger, RowExclusiveLock);	/* dropped, and made anew */
+		/* dropped, and made anew */
+		UnlockRelationOid(ledger, RowExclusiveLock);
 	}
 }
 

@@ -346,7 +346,7 @@ static struct
 	TimestampTz start;			/* the times that it takes */
 	TimestampTz end;
 	bool		direct;			/* rows go in without the executor's help */
-	AttrNumber	attnums[NUM_LEDGER_COLUMNS]; /* of ledger_columns[] */
+	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
 	MemoryContext context;		/* of all that follows */
 	ExprContext *econtext;		/* for checks and predicates */
 	ExprState **checks;			/* its CHECK constraints, compiled */
@@ -376,11 +376,12 @@ static bool
 is_plain_index(Oid relid)
 {
 	Relation	index = index_open(relid, RowExclusiveLock);
-	bool		plain = index->rd_rel->relam == BTREE_AM_OID &&
+	bool		plain;
+
+	plain = index->rd_rel->relam == BTREE_AM_OID &&
 		index->rd_index->indimmediate &&
 		!index->rd_index->indisexclusion &&
 		RelationGetIndexExpressions(index) == NIL;
-
 	index_close(index, NoLock);
 	return plain;
 }
@@ -391,8 +392,10 @@ has_plain_indexes(Relation partition)
 	ListCell   *cell;
 
 	foreach(cell, RelationGetIndexList(partition))
+	{
 		if (!is_plain_index(lfirst_oid(cell)))
 			return false;
+	}
 	return true;
 }
 

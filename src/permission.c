@@ -240,19 +240,19 @@ static TimeADT
 time_of_day(JsonbValue *value)
 {
 	static const char *const shape = "dd:dd:dd";
-	char	   *text;
+	char	   *string;
 	int			length;
 
 	if (value == NULL || value->type != jbvString)
 		return -1;
-	text = string_of(value);
-	length = strlen(text);
+	string = string_of(value);
+	length = strlen(string);
 	if (length != 5 && length != 8)
 		return -1;
 	for (int i = 0; i < length; i++)
-		if (shape[i] == 'd' ? (text[i] < '0' || text[i] > '9') : text[i] != shape[i])
+		if (shape[i] == 'd' ? (string[i] < '0' || string[i] > '9') : string[i] != shape[i])
 			return -1;
-	return DatumGetTimeADT(DirectFunctionCall3(time_in, CStringGetDatum(text),
+	return DatumGetTimeADT(DirectFunctionCall3(time_in, CStringGetDatum(string),
 											   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1)));
 }
 
@@ -432,12 +432,11 @@ static void
 check_constraints(Jsonb *constraints)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(&constraints->root);
-	JsonbIteratorToken token;
 	JsonbValue	key,
 				value;
 
 	JsonbIteratorNext(&iterator, &value, true); /* the object's begin */
-	while ((token = JsonbIteratorNext(&iterator, &key, true)) == WJB_KEY)
+	while (JsonbIteratorNext(&iterator, &key, true) == WJB_KEY)
 	{
 		int			i = 0;
 

@@ -246,7 +246,7 @@ static Receipt
 settle(const Profile *profile, const Report *report, const LedgerRow *authorization)
 {
 	LedgerRow  *first = ledger_find_settlement(&authorization->id);
-	int64		released = authorization->tokens_cost.value;	/* 0 where it had no cost */
+	int64		released = authorization->tokens_cost.value;	/* or 0 */
 	LedgerRow	row = {
 		.ts = report->ts,
 		.kind = LEDGER_USAGE,
