@@ -88,6 +88,8 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.audit_log
   FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();
 ALTER TABLE kavach.audit_log ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE kavach.audit_log ENABLE ALWAYS TRIGGER append_only_truncate;
+COMMENT ON TRIGGER append_only ON kavach.audit_log IS 'No row is changed or removed, by the owner neither.';
+COMMENT ON TRIGGER append_only_truncate ON kavach.audit_log IS 'Nor are all of them.';
 
 CREATE FUNCTION kavach.guard_ledger()
 RETURNS event_trigger

@@ -100,6 +100,10 @@ BEGIN
                  'FOR EACH ROW EXECUTE FUNCTION kavach.note_change(%L)', relation, what);
   EXECUTE format('CREATE TRIGGER note_truncate AFTER TRUNCATE ON %s '
                  'FOR EACH STATEMENT EXECUTE FUNCTION kavach.note_change(%L)', relation, what);
+  EXECUTE format('COMMENT ON TRIGGER note_change ON %s IS %L', relation,
+                 'Every session is told, at commit, that a row has changed.');
+  EXECUTE format('COMMENT ON TRIGGER note_truncate ON %s IS %L', relation,
+                 'Every session is told, at commit, that all rows are gone.');
   -- whatever the session_replication_role
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_change', relation);
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_truncate', relation);
