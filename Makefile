@@ -2,6 +2,7 @@
 #
 #   make && make install     build with PGXS against $(PG_CONFIG) and install
 #   make check [KIND=pgtap]  all tests, or those of one kind, on a private server
+#   make lint [PART=layout]  layout, warnings, static analysis, the SQL checks of pgspot
 #   make demo [TRACE=FILE]   the story on screen, on a private server
 #   make demo-stop           stop that server and remove its folder
 #   make soak [ROUNDS=n SEED=s SECONDS=t]  load, cancels and crashes, judged from outside
@@ -13,7 +14,7 @@
 PG_CONFIG ?= pg_config
 export PG_CONFIG
 
-SCRIPTED = check demo demo-stop soak bench
+SCRIPTED = check lint demo demo-stop soak bench
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 
@@ -21,6 +22,9 @@ ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 
 check:
 	@test/run $(KIND)
+
+lint:
+	@FIX='$(FIX)' test/lint/run $(PART)
 
 demo:
 	@TRACE='$(TRACE)' demo/run.sh

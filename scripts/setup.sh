@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs through apt what building, testing and showing kavach needs and this
-# machine lacks. Where nothing is missing it does nothing at all. PostgreSQL
-# clusters that are already there are left alone.
+# machine lacks; with the argument lint what `make lint` needs besides. Where
+# nothing is missing it does nothing at all. PostgreSQL clusters that are already
+# there are left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -40,6 +41,26 @@ missing() {
   perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
 }
 
+missing_for_lint() {
+  local package
+  for package in clang clang-tidy shellcheck; do
+    command -v $package >/dev/null || echo $package
+  done
+  command -v pg_bsd_indent >/dev/null || echo pg-bsd-indent
+  # for a server of the distribution's; test/lint/run does without it on others
+  if ! have_headers || [[ $("$PG_CONFIG" --bindir) == /usr/lib/postgresql/* &&
+    ! -f $("$PG_CONFIG" --sharedir)/extension/plpgsql_check.control ]]; then
+    echo postgresql-NN-plpgsql-check
+  fi
+}
+
+all_missing() {
+  {
+    missing
+    [[ $purpose != lint ]] || missing_for_lint
+  } | tr '\n' ' '
+}
+
 # install_packages PACKAGE…: through apt, NN replaced with the major version.
 install_packages() {
   local major packages
@@ -58,9 +79,10 @@ apt_get() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
 }
 
-read -ra packages <<<"$(missing | tr '\n' ' ')"
+purpose=${1:-}
+read -ra packages <<<"$(all_missing)"
 if [[ ${#packages[@]} -gt 0 ]]; then
   install_packages "${packages[@]}"
-  read -ra packages <<<"$(missing | tr '\n' ' ')"
+  read -ra packages <<<"$(all_missing)"
   [[ ${#packages[@]} -eq 0 ]] || die "still missing after the installation: ${packages[*]}"
 fi
