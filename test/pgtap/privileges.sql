@@ -1,6 +1,6 @@
 -- privileges.sql: what a bare role, an app, a reader and an admin can do, and nothing more.
 BEGIN;
-SELECT plan(72);
+SELECT plan(85);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -79,13 +79,50 @@ SELECT is(pg_temp.try('kv_admin', statement), '42501', 'kv_admin: ' || statement
 SELECT is(pg_temp.try(role, 'SELECT * FROM ' || noun), '42501', role || ' cannot read ' || noun)
   FROM unnest('{kv_app,kv_bare}'::text[]) AS role, unnest('{kavach.audit_log,kavach.ledger,kavach.agent,kavach.permission,kavach.budget_policy}'::text[]) AS noun;
 
--- A partition made later inherits nothing that opens it.
-SELECT is(count(*), 0::bigint, 'no role has a right on a partition')
-  FROM pg_inherits, unnest('{kv_app,kv_bare,kv_reader}'::text[]) AS role, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE}'::text[]) AS p
- WHERE inhparent = 'kavach.audit_log'::regclass AND has_table_privilege(role, inhrelid, p);
+-- All that there is, whatever was added since: each function is called, with NULLs (subqueries, as a
+-- strict one is not called otherwise); what a role is kept from by its schema alone shows itself once
+-- it may look into that.
+CREATE TEMP VIEW member AS
+  SELECT classid, objid FROM pg_depend JOIN pg_extension e ON refclassid = 'pg_extension'::regclass AND refobjid = e.oid
+   WHERE extname = 'kavach' AND deptype = 'e';
+GRANT USAGE ON SCHEMA kavach TO kv_bare, kv_app;
+CREATE TEMP TABLE held AS
+  SELECT role, p.proname::text AS function
+    FROM unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role, member JOIN pg_proc p ON classid = 'pg_proc'::regclass AND p.oid = objid
+   WHERE pg_temp.try(role, format('SELECT %s(%s)', p.oid::regproc,
+           (SELECT string_agg(format('(SELECT NULL::%s)', format_type(a.type, NULL)), ', ' ORDER BY a.n) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, n)))) <> '42501';
+SELECT is((SELECT array_agg(function ORDER BY function COLLATE "C") FROM held WHERE held.role = t.role),
+          (SELECT array_agg(f ORDER BY f COLLATE "C") FROM unnest(functions) AS f), t.role || ' executes what it is given, and nothing else')
+  FROM (VALUES
+    ('kv_bare', NULL::text[]),
+    ('kv_app', '{kavach_authorize,kavach_record_usage,kavach_check_budget}'),
+    ('kv_reader', '{kavach_query_audit,kavach_cost_by_agent,kavach_cost_by_user,kavach_cost_by_day,kavach_billing_report,kavach_export,kavach_export_json,
+                    clock_now,range_start,month_start,month_end,uuid7_ts,current_usage,read_counters,read_counter_stats}'),
+    ('kv_admin', (SELECT array_agg(proname) FROM member JOIN pg_proc ON oid = objid AND classid = 'pg_proc'::regclass WHERE proname LIKE 'kavach\_%' AND proname <> 'kavach_grant_role')
+                 || '{clock_now,range_start,month_start,month_end,uuid7_ts,current_usage,read_counters,read_counter_stats}'::text[])) AS t (role, functions);
+
+SELECT is(code, 'allowed', 'a month begins') FROM kavach_authorize('agt_a', 'run', 'x');
+SELECT is(count(*) > 0, true, 'so there is a partition') FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass;
+CREATE TEMP VIEW relation AS
+  SELECT oid, relkind, true AS member FROM pg_class WHERE oid IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
+   UNION ALL SELECT inhrelid, 'r', false FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass;
+SELECT is((SELECT string_agg(p || ' on ' || oid::regclass, ', ' ORDER BY oid, p)
+             FROM relation, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS p
+            WHERE has_table_privilege(role, oid, p) OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') AND has_any_column_privilege(role, oid, p)),
+          (SELECT string_agg('SELECT on ' || oid::regclass, ', ' ORDER BY oid) FROM relation WHERE member AND relkind::text = ANY (kinds)),
+          role || ': reads what it is given, and writes nothing')
+  FROM (VALUES ('kv_bare', '{}'::text[]), ('kv_app', '{}'), ('kv_reader', '{v}'), ('kv_admin', '{v,r,p}')) AS t (role, kinds);
+SELECT is(string_agg(role || ' ' || oid::regclass, ', '), NULL, 'a sequence is nobody''s')
+  FROM relation, unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role WHERE relkind = 'S' AND has_sequence_privilege(role, oid, 'USAGE, SELECT, UPDATE');
+SELECT is(string_agg(role, ', '), NULL, 'and nobody puts anything into the schema')
+  FROM unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role WHERE has_schema_privilege(role, 'kavach', 'CREATE');
+
 -- Granting twice changes nothing; granting is per role, not for everybody.
 SELECT lives_ok($$SELECT kavach_grant_role('kv_app', 'app')$$, 'granting twice is no error');
 SELECT is(pg_temp.try('kv_bare', 'SELECT * FROM kavach_check_budget(''agt_a'')'), '42501', 'others stay out');
+REVOKE EXECUTE ON FUNCTION kavach_authorize, kavach_record_usage, kavach_check_budget FROM kv_app;
+SELECT is(pg_temp.try('kv_app', 'SELECT * FROM kavach_check_budget(''agt_a'')'), '42501', 'REVOKE takes it back');
+SELECT is(kavach_grant_role('kv_app', 'app'), true, 'and what is gone is given again');
 
 SELECT * FROM finish();
 ROLLBACK;
