@@ -79,14 +79,18 @@ DECLARE
   object record;
 BEGIN
   FOR object IN
-    SELECT DISTINCT p.oid::regprocedure AS function, a.grantee
-      FROM pg_extension e
-      JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
-      JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-     CROSS JOIN aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-     WHERE e.extname = 'kavach' AND a.grantee <> p.proowner
+    SELECT DISTINCT o.name, a.grantee
+      FROM (SELECT format('FUNCTION %s', p.oid::regprocedure), coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
+              FROM pg_extension e
+              JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+              JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+             WHERE e.extname = 'kavach'
+             UNION ALL
+            SELECT 'SCHEMA kavach', n.nspacl, n.nspowner FROM pg_namespace n WHERE n.nspname = 'kavach') AS o (name, acl, owner),
+           aclexplode(o.acl) a
+     WHERE a.grantee <> o.owner
   LOOP
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', object.function,
+    EXECUTE format('REVOKE ALL ON %s FROM %s', object.name,
                    CASE WHEN object.grantee = 0 THEN 'PUBLIC' ELSE object.grantee::regrole::text END);
   END LOOP;
 

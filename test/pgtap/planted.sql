@@ -1,0 +1,86 @@
+-- planted.sql: what is there before CREATE EXTENSION, in the schema of the verbs or as default privileges, and before a
+-- month begins, has no say.
+BEGIN;
+SELECT plan(17);
+SET LOCAL timezone = 'UTC';
+SET LOCAL client_min_messages = error;
+SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
+
+CREATE ROLE kv_evil;
+CREATE ROLE kv_reader;
+CREATE SCHEMA api;
+\ir traps.psql
+SELECT kv_plant('api') > 2000;
+DROP EXTENSION kavach;
+
+-- overloads of what the verbs call in their own schema
+CREATE FUNCTION api.kavach_grant_permission(text, text, text[], json DEFAULT NULL) RETURNS bigint LANGUAGE sql AS 'SELECT 1 / 0';
+CREATE FUNCTION api.kavach_grant_permission(text, text, text[], VARIADIC jsonb[]) RETURNS bigint LANGUAGE sql AS 'SELECT 1 / 0';
+CREATE FUNCTION api.kavach_grant_permission(VARIADIC "any") RETURNS bigint LANGUAGE internal AS 'pg_num_nulls';
+CREATE FUNCTION api.kavach_export(text, text) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT NULL::jsonb WHERE 1 / 0 > 0';
+CREATE FUNCTION api.kavach_authorize(text, text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TYPES TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA api GRANT ALL ON FUNCTIONS TO kv_evil, PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA api GRANT ALL ON TABLES TO kv_evil, PUBLIC;
+
+-- What would be in the way is an error, and not taken over.
+CREATE SCHEMA kavach;
+SELECT throws_ok('CREATE EXTENSION kavach SCHEMA api', '42P06', NULL, 'a schema of that name is not taken over');
+DROP SCHEMA kavach;
+CREATE FUNCTION api.kavach_billing_report(int, int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT throws_ok('CREATE EXTENSION kavach SCHEMA api', '42723', NULL, 'nor is a function');
+DROP FUNCTION api.kavach_billing_report(int, int);
+CREATE FUNCTION api.kavach_export(timestamptz, timestamptz, int DEFAULT 1) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT NULL::jsonb';
+SELECT throws_ok('CREATE EXTENSION kavach SCHEMA api', '42725', NULL, 'nor called, where it would do as well as ours');
+DROP FUNCTION api.kavach_export(timestamptz, timestamptz, int);
+
+SET LOCAL search_path = api, pg_catalog;
+CREATE EXTENSION kavach SCHEMA api;
+SET LOCAL search_path = pg_catalog, public, pg_temp;
+
+-- Everybody, PUBLIC included, has what kv_evil and a new role have.
+CREATE ROLE kv_bare;
+CREATE TEMP VIEW member AS
+  SELECT classid, objid FROM pg_depend JOIN pg_extension e ON refclassid = 'pg_extension'::regclass AND refobjid = e.oid
+   WHERE extname = 'kavach' AND deptype = 'e';
+CREATE TEMP VIEW held AS
+  SELECT role, 'EXECUTE' AS privilege, objid::regprocedure::text AS object FROM member, unnest('{kv_evil,kv_bare}'::text[]) AS role
+   WHERE classid = 'pg_proc'::regclass AND has_function_privilege(role, objid, 'EXECUTE')
+   UNION ALL
+  SELECT role, p, c.oid::regclass::text FROM pg_class c, unnest('{kv_evil,kv_bare}'::text[]) AS role, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS p
+   WHERE c.relnamespace = 'kavach'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND has_table_privilege(role, c.oid, p)
+   UNION ALL
+  SELECT role, p, objid::regclass::text FROM member JOIN pg_class c ON c.oid = objid, unnest('{kv_evil,kv_bare}'::text[]) AS role, unnest('{SELECT,USAGE,UPDATE}'::text[]) AS p
+   WHERE classid = 'pg_class'::regclass AND relkind = 'S' AND has_sequence_privilege(role, objid, p)
+   UNION ALL
+  SELECT role, p, 'schema kavach' FROM unnest('{kv_evil,kv_bare}'::text[]) AS role, unnest('{USAGE,CREATE}'::text[]) AS p
+   WHERE has_schema_privilege(role, 'kavach', p);
+SELECT is(count(*) > 50, true, 'the extension is there') FROM member;
+SELECT is(string_agg(concat_ws(' ', role, privilege, object), ', '), NULL, 'default privileges give nobody anything') FROM held;
+CREATE TABLE public.kv_given ();
+SELECT is(has_table_privilege('kv_bare', 'public.kv_given', 'SELECT'), true, 'though they are in force');
+
+-- It works, and by what is its own.
+SELECT is(api.kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["run"]}]'), 'agt_a', 'create_agent');
+SELECT is(resource, '*', 'has granted by kavach_grant_permission') FROM kavach.permission;
+SELECT is(code, 'allowed', 'authorize') FROM api.kavach_authorize('agt_a', 'run', 'x', tokens_cost => 7);
+SELECT is(e ->> 'tokens_cost', '7', 'export_json reads kavach_export') FROM api.kavach_export_json() AS e;
+SELECT is(api.kavach_grant_role('kv_reader', 'reader'), true, 'grant_role');
+SELECT is(has_function_privilege('kv_reader', 'api.kavach_export(timestamptz, timestamptz)', 'EXECUTE'), true, 'grants what is its own');
+SELECT is(has_function_privilege('kv_reader', 'api.kavach_export(timestamptz, timestamptz)', 'EXECUTE WITH GRANT OPTION'), false, 'and not to pass on');
+SELECT is(count(*), 0::bigint, 'nothing was written beside') FROM (TABLE api.agent) a FULL JOIN (TABLE api.permission) p USING (agent_id);
+
+-- A month's partition is made by whoever calls, as the owner.
+ALTER DEFAULT PRIVILEGES IN SCHEMA kavach GRANT ALL ON TABLES TO kv_evil, PUBLIC;
+SET LOCAL kavach.clock = '2026-08-10 12:34:56+00';
+SELECT is(code, 'allowed', 'a month begins') FROM api.kavach_authorize('agt_a', 'run', 'x', tokens_cost => 7);
+SELECT is(to_regclass('kavach.audit_log_2026_08') IS NOT NULL, true, 'so its partition is there');
+SELECT is(string_agg(concat_ws(' ', role, privilege, object), ', '), NULL, 'and nobody''s') FROM held;
+
+SELECT * FROM finish();
+ROLLBACK;
