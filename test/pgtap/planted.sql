@@ -13,7 +13,12 @@ CREATE SCHEMA api;
 SELECT kv_plant('api') > 2000;
 DROP EXTENSION kavach;
 
--- overloads of what the verbs call in their own schema
+-- overloads that fit the install script's own calls better than pg_catalog's do
+CREATE FUNCTION api.format(text, text) RETURNS text LANGUAGE sql AS 'SELECT (1 / 0)::text';
+CREATE FUNCTION api.format(text, text, text) RETURNS text LANGUAGE sql AS 'SELECT (1 / 0)::text';
+CREATE FUNCTION api.format(text, regprocedure) RETURNS text LANGUAGE sql AS 'SELECT (1 / 0)::text';
+CREATE FUNCTION api.format(text, regclass, name, text) RETURNS text LANGUAGE sql AS 'SELECT (1 / 0)::text';
+-- and of what the verbs call in their own schema
 CREATE FUNCTION api.kavach_grant_permission(text, text, text[], json DEFAULT NULL) RETURNS bigint LANGUAGE sql AS 'SELECT 1 / 0';
 CREATE FUNCTION api.kavach_grant_permission(text, text, text[], VARIADIC jsonb[]) RETURNS bigint LANGUAGE sql AS 'SELECT 1 / 0';
 CREATE FUNCTION api.kavach_grant_permission(VARIADIC "any") RETURNS bigint LANGUAGE internal AS 'pg_num_nulls';

@@ -79,9 +79,9 @@ SELECT is(pg_temp.try('kv_admin', statement), '42501', 'kv_admin: ' || statement
 SELECT is(pg_temp.try(role, 'SELECT * FROM ' || noun), '42501', role || ' cannot read ' || noun)
   FROM unnest('{kv_app,kv_bare}'::text[]) AS role, unnest('{kavach.audit_log,kavach.ledger,kavach.agent,kavach.permission,kavach.budget_policy}'::text[]) AS noun;
 
--- All that there is, whatever was added since: each function is called, with NULLs (subqueries, as a
--- strict one is not called otherwise); what a role is kept from by its schema alone shows itself once
--- it may look into that.
+-- All that there is, whatever was added since. Each function is called, too, with NULLs (subqueries, as a
+-- strict one is not called otherwise); what a role is kept from by its schema alone shows itself once it
+-- may look into that.
 CREATE TEMP VIEW member AS
   SELECT classid, objid FROM pg_depend JOIN pg_extension e ON refclassid = 'pg_extension'::regclass AND refobjid = e.oid
    WHERE extname = 'kavach' AND deptype = 'e';
@@ -89,7 +89,8 @@ GRANT USAGE ON SCHEMA kavach TO kv_bare, kv_app;
 CREATE TEMP TABLE held AS
   SELECT role, p.proname::text AS function
     FROM unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role, member JOIN pg_proc p ON classid = 'pg_proc'::regclass AND p.oid = objid
-   WHERE pg_temp.try(role, format('SELECT %s(%s)', p.oid::regproc,
+   WHERE has_function_privilege(role, p.oid, 'EXECUTE')
+      OR pg_temp.try(role, format('SELECT %s(%s)', p.oid::regproc,
            (SELECT string_agg(format('(SELECT NULL::%s)', format_type(a.type, NULL)), ', ' ORDER BY a.n) FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, n)))) <> '42501';
 SELECT is((SELECT array_agg(function ORDER BY function COLLATE "C") FROM held WHERE held.role = t.role),
           (SELECT array_agg(f ORDER BY f COLLATE "C") FROM unnest(functions) AS f), t.role || ' executes what it is given, and nothing else')
