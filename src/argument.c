@@ -115,6 +115,14 @@ required_count_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 	return count_arg(fcinfo, argno, name).value;
 }
 
+bool
+required_bool_arg(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		refuse_null(name);
+	return PG_GETARG_BOOL(argno);
+}
+
 Jsonb *
 object_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 {

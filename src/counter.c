@@ -981,14 +981,15 @@ Datum
 kavach_current_usage(PG_FUNCTION_ARGS)
 {
 	ScopeKind	scope = scope_named(required_id_arg(fcinfo, 0, "scope"));
-	char	   *subject = optional_id_arg(fcinfo, 1, "subject");
+	char	   *subject = scope == SCOPE_ALL ? NULL : required_id_arg(fcinfo, 1, "subject");
 	PeriodKind	period = period_named(required_id_arg(fcinfo, 2, "period"));
+	bool		committed = required_bool_arg(fcinfo, 3, "committed");
 	TimestampTz ts = clock_now();
 	Usage		usage[NUM_PERIODS];
 	Datum		values[3];
 	bool		nulls[3] = {false};
 
-	peek(scope, scope == SCOPE_ALL ? NULL : subject, ts, PERIOD_BIT(period), !PG_GETARG_BOOL(3), usage);
+	peek(scope, subject, ts, PERIOD_BIT(period), !committed, usage);
 	values[0] = TimestampTzGetDatum(period_start(period, ts));
 	values[1] = Int64GetDatum(usage[period].used[MEASURE_TOKENS]);
 	values[2] = Int64GetDatum(usage[period].used[MEASURE_CALLS]);

@@ -149,6 +149,7 @@ extern char *optional_id_arg(FunctionCallInfo fcinfo, int argno, const char *nam
 extern char *required_text_arg(FunctionCallInfo fcinfo, int argno, const char *name, int max_bytes);
 extern OptionalInt64 count_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern int64 required_count_arg(FunctionCallInfo fcinfo, int argno, const char *name);
+extern bool required_bool_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern Jsonb *object_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern TupleDesc answer_desc(FunctionCallInfo fcinfo);
 extern Datum text_or_null(const char *value, bool *isnull);
