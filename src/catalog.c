@@ -173,13 +173,20 @@ policy_slot(void)
 static void
 note_agent(HeapTuple tuple, TupleDesc desc)
 {
+	int			column = SPI_fnumber(desc, "agent_id");
 	bool		isnull;
 	Datum		agent_id;
 	int			slot;
 
+	if (column <= 0 || SPI_gettypeid(desc, column) != TEXTOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("kavach.note_change() must be called for a table with a column agent_id of type text")));
 	if (tuple == NULL)
 		return;
-	agent_id = SPI_getbinval(tuple, desc, SPI_fnumber(desc, "agent_id"), &isnull);
+	agent_id = SPI_getbinval(tuple, desc, column, &isnull);
+	if (isnull)
+		return;
 	slot = agent_slot(TextDatumGetCString(agent_id));
 	changed_agents[slot / 64] |= UINT64CONST(1) << (slot % 64);
 }
