@@ -105,7 +105,7 @@ BEGIN
     IF jsonb_typeof(permission) <> 'object'
        OR jsonb_typeof(permission -> 'resource') IS DISTINCT FROM 'string'
        OR jsonb_typeof(permission -> 'actions') IS DISTINCT FROM 'array'
-       OR jsonb_path_exists(permission, '$.actions[*] ? (@.type() != "string")') THEN
+       OR jsonb_path_exists(permission, 'strict $.actions[*] ? (@.type() != "string")') THEN
       RAISE EXCEPTION 'a permission needs a resource and a list of actions'
         USING ERRCODE = 'invalid_parameter_value',
               DETAIL = format('It reads %s.', permission),
