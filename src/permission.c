@@ -14,6 +14,8 @@
 
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "nodes/pg_list.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
@@ -198,35 +200,55 @@ like_pattern(const char *glob)
 	return cstring_to_text_with_len(pattern.data, pattern.len);
 }
 
-static bool
-matches_some_glob(const JsonbValue *string, JsonbValue *globs)
+/* The globs as LIKE patterns, a list of text: once for all that they are matched with. */
+static List *
+like_patterns(JsonbValue *globs)
 {
 	StringList	list = strings_of(globs, "allowed_arg_patterns", GLOBS_EXPECTED);
-	Datum		value = PointerGetDatum(cstring_to_text_with_len(string->val.string.val,
-																 string->val.string.len));
+	List	   *patterns = NIL;
 	char	   *glob;
 
 	while ((glob = next_string(&list, "allowed_arg_patterns", GLOBS_EXPECTED)) != NULL)
-		if (DatumGetBool(DirectFunctionCall2Coll(textlike, C_COLLATION_OID, value,
-												 PointerGetDatum(like_pattern(glob)))))
-			return true;
-	return false;
+		patterns = lappend(patterns, like_pattern(glob));
+	return patterns;
+}
+
+static bool
+matches_some_pattern(const JsonbValue *string, List *patterns)
+{
+	text	   *value = cstring_to_text_with_len(string->val.string.val, string->val.string.len);
+	bool		matches = false;
+	ListCell   *cell;
+
+	foreach(cell, patterns)
+	{
+		CHECK_FOR_INTERRUPTS();
+		matches = DatumGetBool(DirectFunctionCall2Coll(textlike, C_COLLATION_OID,
+													   PointerGetDatum(value),
+													   PointerGetDatum(lfirst(cell))));
+		if (matches)
+			break;
+	}
+	pfree(value);
+	return matches;
 }
 
 /* Every string in the arguments, however deep, matches a pattern. */
 static bool
 arguments_match(JsonbValue *globs, const PermissionRequest *request)
 {
+	List	   *patterns;
 	JsonbIterator *iterator;
 	JsonbIteratorToken token;
 	JsonbValue	value;
 
 	if (request->arguments == NULL || JB_ROOT_COUNT(request->arguments) == 0)
 		return false;
+	patterns = like_patterns(globs);
 	iterator = JsonbIteratorInit(&request->arguments->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 		if ((token == WJB_VALUE || token == WJB_ELEM) && value.type == jbvString &&
-			!matches_some_glob(&value, globs))
+			!matches_some_pattern(&value, patterns))
 			return false;
 	return true;
 }

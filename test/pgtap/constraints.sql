@@ -1,6 +1,6 @@
 -- constraints.sql: argument globs, time windows and networks, each at its edges.
 BEGIN;
-SELECT plan(64);
+SELECT plan(65);
 SET LOCAL timezone = 'Asia/Tokyo';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -104,6 +104,26 @@ SELECT is(pg_temp.ask('{"ip_allowlist": ["10.0.0.0/8"], "allowed_arg_patterns": 
                       '{"x": "ok"}', '11.0.0.1'), 'outside_time_window', 'time is looked at before the network');
 SELECT is(pg_temp.ask('{"ip_allowlist": ["10.0.0.0/8"], "allowed_arg_patterns": ["ok"], "time_window": {"start": "14:00", "end": "15:00"}}',
                       '{"x": "no"}', '11.0.0.1'), 'argument_not_allowed', 'and arguments before both');
+
+-- Many strings and globs: the call can be cancelled while it matches them, not only afterwards.
+CREATE FUNCTION pg_temp.cancelled_in(agent text, arguments jsonb) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  context text;
+BEGIN
+  PERFORM kavach_authorize(agent, 'run', 'tool', arguments => cancelled_in.arguments);
+  RETURN 'not cancelled';
+EXCEPTION WHEN query_canceled THEN
+  GET STACKED DIAGNOSTICS context = PG_EXCEPTION_CONTEXT;
+  RETURN context;
+END $$;
+CREATE TEMP TABLE long AS
+SELECT kavach_create_agent(user_id => 'ann', permissions => jsonb_build_array(jsonb_build_object('resource', '*', 'actions', '["*"]'::jsonb, 'constraints',
+         jsonb_build_object('allowed_arg_patterns', (SELECT jsonb_agg('g' || n) || '["*"]' FROM generate_series(1, 50) AS n))))) AS agent,
+       (SELECT jsonb_build_object('x', jsonb_agg('s' || n)) FROM generate_series(1, 300000) AS n) AS arguments;
+SET LOCAL statement_timeout = '100ms';
+SELECT pg_temp.cancelled_in(agent, arguments) AS context FROM long \gset
+SET LOCAL statement_timeout = 0;
+SELECT doesnt_match(:'context'::text, 'pg_inherits|not cancelled', 'matching can be cancelled');
 
 SELECT * FROM finish();
 ROLLBACK;
