@@ -1,6 +1,6 @@
 -- bad_input.sql: bad input is an error with its SQLSTATE and changes nothing.
 BEGIN;
-SELECT plan(252);
+SELECT plan(264);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -27,6 +27,11 @@ END $$;
 CREATE FUNCTION pg_temp.refuses(state text, VARIADIC calls text[]) RETURNS SETOF text LANGUAGE sql AS $$
   SELECT matches(pg_temp.state(c), '^(' || state || ')$', left(c, 160)) FROM unnest(calls) AS c
 $$;
+CREATE FUNCTION pg_temp.change(relation text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  EXECUTE format('DELETE FROM %I', relation);
+  RETURN true;
+END $$;
 
 -- agents
 SELECT pg_temp.refuses('22004',
@@ -51,7 +56,7 @@ SELECT pg_temp.refuses('22023',
   $$kavach_update_agent('agt_a', '{"tenant_id": ""}')$$, $$kavach_update_agent('agt_a', '{"tenant_id": {}}')$$, $$kavach_update_agent('agt_a', '{"metadata": []}')$$);
 SELECT pg_temp.refuses('22004|22023',
   $$kavach_create_agent('agt_x', 'ann', permissions => '[{"resource": "a"}]')$$, $$kavach_create_agent('agt_x', 'ann', permissions => '[{"actions": ["run"]}]')$$,
-  $$kavach_create_agent('agt_x', 'ann', permissions => '[{"resource": "a", "actions": null}]')$$, $$kavach_create_agent('agt_x', 'ann', permissions => '[null]')$$,
+  $$kavach_create_agent('agt_x', 'ann', permissions => '[{"resource": "a", "actions": null}]')$$, $$kavach_create_agent('agt_x', 'ann', permissions => '[{"resource": "a", "actions": [["run"]]}]')$$, $$kavach_create_agent('agt_x', 'ann', permissions => '[{"resource": "a", "actions": [[]]}]')$$, $$kavach_create_agent('agt_x', 'ann', permissions => '[null]')$$,
   $$kavach_update_agent('agt_a', '{"user_id": null}')$$);
 SELECT pg_temp.refuses('22007|22023', $$kavach_update_agent('agt_a', '{"expires_at": "soon"}')$$, $$kavach_update_agent('agt_a', '{"expires_at": 5}')$$, $$kavach_update_agent('agt_a', '{"expires_at": ""}')$$);
 SELECT pg_temp.refuses('22001',
@@ -130,6 +135,17 @@ SELECT pg_temp.refuses('22023', format('kavach_update_policy(%L, %L)', :'pol', '
   format('kavach_update_policy(%L, action => %L)', :'pol', 'stop'), format('kavach_update_policy(%L, %L)', :'pol', '{"max_tokens_cost_total": null}'));
 SELECT pg_temp.refuses('22004|22023', format('kavach_reset_policy(%L)', :'each'));
 SELECT pg_temp.refuses('22023', format('kavach_reset_policy(%L, %L)', :'each', ''), format('kavach_reset_policy(%L, %L)', :'pol', 'agt_b'));
+
+-- counters
+SELECT pg_temp.refuses('22004', $$kavach.current_usage(NULL, 'x', 'hour', true)$$, $$kavach.current_usage('agent', NULL, 'hour', true)$$, $$kavach.current_usage('user', NULL, 'hour', true)$$,
+  $$kavach.current_usage('agent', 'agt_a', NULL, true)$$, $$kavach.current_usage('agent', 'agt_a', 'hour', NULL)$$, $$kavach.current_usage('all', NULL, 'hour', NULL)$$);
+SELECT pg_temp.refuses('22023', $$kavach.current_usage('permission', '1', 'hour', true)$$, $$kavach.current_usage('agent', 'agt_a', 'five_minutes', true)$$);
+
+-- the trigger of the tables that calls look up, on tables of another shape
+CREATE TEMP TABLE no_agent AS SELECT 1 AS n;
+CREATE TEMP TABLE number_agent AS SELECT 1 AS agent_id;
+SELECT kavach.watch('no_agent', 'agent'), kavach.watch('number_agent', 'agent');
+SELECT is(pg_temp.state(format('count(*) FROM pg_temp.change(%L)', t)), '39P01', t || ' has no agent_id of type text') FROM unnest('{no_agent,number_agent}'::text[]) AS t;
 
 -- reports
 SELECT pg_temp.refuses('22023', format('count(*) FROM kavach_%s', report))
