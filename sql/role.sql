@@ -37,6 +37,8 @@ BEGIN
             DETAIL = 'Valid kinds of access are app, reader and admin.';
   END IF;
 
+  -- Two GRANT on an object at once end in an internal error of the server's.
+  LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
   FOR object IN
     -- the schemas, then the functions, then what may be read
     SELECT format('USAGE ON SCHEMA %I', n.nspname) AS privilege,
