@@ -1,40 +1,45 @@
 # crash.pl: what was acknowledged is there after a crash, what was open is not, and the budget knows the difference.
 use strict;
 use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use Load;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Session;
 use Test::More;
 
+# What has only been handed to the WAL writer is lost.
 my $node = PostgreSQL::Test::Cluster->new('crash');
 $node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'\nwal_writer_delay = 10s\nautovacuum = off");
 $node->start;
-$node->safe_psql('postgres', q{
-	CREATE EXTENSION kavach;
-	SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]'),
-	       kavach_create_policy(user_id => 'ann', limits => '{"max_tokens_cost_total": 100}');
-});
+Load::prepare($node);
 
-# 30 calls of 2 tokens, each in a transaction of its own, acknowledged one by one.
-my $acknowledged = $node->safe_psql('postgres', "SET synchronous_commit = on;\n"
-	. "SELECT audit_id FROM kavach_authorize('agt_a', 'run', 'x', 2);\n" x 30);
-my @ids = split /\n/, $acknowledged;
-is(scalar @ids, 30, 'thirty calls acknowledged');
-$node->safe_psql('postgres', "SELECT kavach_record_usage('agt_a', 1, '$ids[29]')");
+# ---- one call is open, another was settled ----
 
-# One more is open when the server dies.
-my $open = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ], '<', \my $in, '>', \my $out, '2>', \my $err, IPC::Run::timeout(180));
-$in = "BEGIN; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', 39);\n";
-$open->pump until $out =~ /allowed/;
+my $settle = "SELECT usage_id, tokens_charged FROM kavach_record_usage('agt_1', 1, request_id => 'settled')";
+$node->safe_psql('postgres', q{SELECT kavach_authorize('agt_1', 'run', 'x', 20, request_id => 'settled')});
+my $settled = $node->safe_psql('postgres', $settle);
+my $open = Session->new($node);
+is($open->query(q{BEGIN; SELECT code FROM kavach_authorize('agt_1', 'run', 'x', 39)}), 'allowed', 'a call is open');
 $node->stop('immediate');
-eval { $open->finish };
+$open->quit;
 $node->start;
+is($node->safe_psql('postgres', 'SELECT count(*), sum(tokens_cost) FROM kavach.audit_log'), '2|1', 'it has left nothing');
+is($node->safe_psql('postgres', $settle), $settled, 'a settlement repeated after the crash is the first one');
 
-is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id), sum(tokens_cost) FROM kavach.audit_log'), '31|31|59', 'every acknowledged row is there, no other');
-is($node->safe_psql('postgres', "SELECT count(*) FROM kavach.audit_log WHERE id IN ('" . join("','", @ids) . "')"), '30', 'by its id');
-is($node->safe_psql('postgres', 'SELECT used, remaining FROM kavach.budget_status'), '59|41', 'the budget is what the ledger says');
-is($node->safe_psql('postgres', "SELECT code, tokens_remaining FROM kavach_authorize('agt_a', 'run', 'x', 42)"), 'budget_exceeded|41', 'it still refuses what does not fit');
-is($node->safe_psql('postgres', "SELECT code, tokens_remaining FROM kavach_authorize('agt_a', 'run', 'x', 41)"), 'allowed|0', 'and admits what does');
-is($node->safe_psql('postgres', "SELECT tokens_charged FROM kavach_record_usage('agt_a', 1, '$ids[29]')"), '-1', 'a settlement repeated after the crash is the first one');
+# ---- under load, and then on to the end of the budget ----
+
+for my $time (1 .. 2)
+{
+	my $load = Load->new($node, 5000);
+	$load->is_under_way;
+	$node->stop('immediate');
+	$node->start;
+	$load->judge($node);
+}
+Load->new($node, 500)->judge($node);
+Load::use_up($node);
 $node->stop;
 done_testing();
