@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  * compat.h
- *		What differs between PostgreSQL 15 and 18, and nothing else.
+ *		What differs between PostgreSQL 15 and 19, and nothing else.
  *
  * No other file looks at PG_VERSION_NUM.
  *-------------------------------------------------------------------------
@@ -9,6 +9,7 @@
 #define KAVACH_COMPAT_H
 
 #include "access/tupdesc.h"
+#include "storage/shmem.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 
@@ -46,6 +47,17 @@ compat_has_generated_columns(TupleDesc desc)
 		(desc->constr->has_generated_stored || desc->constr->has_generated_virtual);
 #else
 		desc->constr->has_generated_stored;
+#endif
+}
+
+/* A hash table in shared memory has one size only since 19. */
+static inline HTAB *
+compat_shmem_init_hash(const char *name, long size, HASHCTL *info, int flags)
+{
+#if PG_VERSION_NUM >= 190000
+	return ShmemInitHash(name, size, info, flags);
+#else
+	return ShmemInitHash(name, size, size, info, flags);
 #endif
 }
 

@@ -48,6 +48,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "common/hashfn.h"
+#include "compat.h"
 #include "funcapi.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -60,6 +61,7 @@
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/tuplestore.h"
 
 #define NUM_PARTITIONS		64
 #define PARTITION_OF(hash)	((hash) % NUM_PARTITIONS)
@@ -278,9 +280,9 @@ counter_shmem_startup(void)
 	info.match = compare_keys;
 	info.keycopy = copy_key;
 	info.num_partitions = NUM_PARTITIONS;
-	entries = ShmemInitHash("kavach counter entries", max_counters, max_counters, &info,
-							HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_KEYCOPY |
-							HASH_PARTITION | HASH_FIXED_SIZE);
+	entries = compat_shmem_init_hash("kavach counter entries", max_counters, &info,
+									 HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_KEYCOPY |
+									 HASH_PARTITION | HASH_FIXED_SIZE);
 	partition_locks = GetNamedLWLockTranche("kavach_counters");
 }
 
