@@ -1,42 +1,18 @@
 # restore.pl: pg_dump and pg_restore into a new database, which then goes on as the old one would have.
 use strict;
 use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use Copy;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('restore');
 $node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-02-10 12:00:00+00'");
+$node->append_conf('postgresql.conf', $Copy::conf);
 $node->start;
-my $perm = q('[{"resource": "**", "actions": ["*"], "constraints": {"max_calls_per_hour": 8}}]');
-$node->safe_psql('postgres', 'CREATE DATABASE old');
-$node->safe_psql('old', qq{
-	CREATE SCHEMA app;
-	CREATE EXTENSION kavach SCHEMA app;
-	ALTER DATABASE old SET search_path = app;
-	SET search_path = app;
-	CREATE ROLE myapp LOGIN;
-	SELECT kavach_grant_role('myapp', 'app');
-	SET kavach.clock = '2026-01-31 23:00:00+00';
-	SELECT kavach_create_agent('agt_a', 'ann', 'acme', permissions => $perm, metadata => '{"k": "ü"}'),
-	       kavach_create_agent('agt_b', 'bob', 'acme', permissions => $perm),
-	       kavach_create_agent('agt_gone', 'bob');
-	SELECT kavach_revoke_agent('agt_gone', 'left');
-	SELECT kavach_create_policy(tenant_id => 'acme', limits => '{"max_tokens_cost_total": 1000, "max_tokens_cost_per_month": 400}'),
-	       kavach_create_policy(each => 'user', limits => '{"max_calls_total": 50}', action => 'throttle'),
-	       kavach_create_policy(user_id => 'bob', limits => '{"max_tokens_cost_total": 100}');
-	SELECT kavach_authorize('agt_a', 'run', 'x:y', 100, '{"a": "x\\\\y"}', '10.0.0.1', 'r-jan');
-	SELECT kavach_authorize('agt_b', 'run', 'x:y', 80);
-	SET kavach.clock = '2026-02-10 12:00:00+00';
-	SELECT kavach_authorize('agt_a', 'run', 'x:y', 200, request_id => 'r-feb');
-	SELECT kavach_authorize('agt_a', 'run', 'x:y', 300);
-	SELECT kavach_authorize('agt_nobody', 'run', 'x:y', 300);
-	SELECT kavach_adjust('agt_b', -5, 'goodwill');
-	SELECT kavach_reset_policy(policy_id) FROM kavach.budget_policy WHERE subject = 'bob';
-	SELECT kavach_authorize('agt_b', 'run', 'x:y', 60, request_id => 'r-bob');
-});
-$node->safe_psql('old', q{SELECT kavach_record_usage('agt_a', 150, request_id => 'r-feb')});
+Copy::fill($node);
 
 my $dump = $node->backup_dir . '/old.dump';
 mkdir $node->backup_dir;
@@ -44,49 +20,6 @@ $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'old' ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE new');
 $node->safe_psql('postgres', 'ALTER DATABASE new SET search_path = app');
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'new', $dump ], 'pg_restore --exit-on-error');
-
-sub same
-{
-	my ($query, $what) = @_;
-	my $old = $node->safe_psql('old', $query);
-	isnt($old, '', "$what: there is something to compare");
-	is($node->safe_psql('new', $query), $old, "$what is what it was");
-}
-same('SELECT tableoid::regclass, l.* FROM kavach.audit_log l ORDER BY id', 'the ledger');
-same("SELECT * FROM kavach.$_ ORDER BY 1, 2", $_) foreach qw(agent permission budget_policy budget_baseline);
-same('SELECT * FROM kavach.budget_limit ORDER BY 1, 2, 3', 'budget_limit');
-same('SELECT policy_id, subject, measure, period, amount, used, remaining, status FROM kavach.budget_status ORDER BY 1, 2, 3, 4', 'budget_status');
-same('SELECT * FROM kavach_billing_report(2026, 2) ORDER BY 1, 2', 'the bill');
-same(q{SELECT inhrelid::regclass::text, pg_get_expr(relpartbound, oid) FROM pg_inherits JOIN pg_class ON oid = inhrelid WHERE inhparent = 'kavach.audit_log'::regclass ORDER BY 1}, 'partitions');
-same(q{SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid::regclass::text LIKE 'kavach.audit_log%' ORDER BY 1}, 'indexes');
-same(q{SELECT tgrelid::regclass::text, tgname, tgenabled, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal AND tgrelid::regclass::text LIKE 'kavach.%' ORDER BY 1, 2}, 'triggers');
-
-# Both go on, and go on alike.
-foreach my $call (
-	q{kavach_authorize('agt_a', 'run', 'x:y', 200, request_id => 'r-feb')},         # a retry
-	q{kavach_record_usage('agt_a', 150, request_id => 'r-feb')},                    # a repeated settlement
-	q{kavach_authorize('agt_b', 'run', 'x:y', 41)},                                 # past what is left since the reset
-	q{kavach_authorize('agt_b', 'run', 'x:y', 40)},                                 # an exact fit
-	q{kavach_authorize('agt_a', 'run', 'x:y', 156)},                                # past the tenant's month
-	q{kavach_authorize('agt_a', 'run', 'x:y', 155)},                                # an exact fit
-	q{kavach_authorize('agt_gone', 'run', 'x:y')},
-	q{kavach_authorize('agt_new', 'run', 'x:y')})
-{
-	my $query = "SELECT to_jsonb($call) - '{usage_id}'::text[]" . ($call =~ /request_id/ ? '' : " - 'audit_id'");
-	is($node->safe_psql('new', $query), $node->safe_psql('old', $query), $call);
-}
-is($node->safe_psql('new', q{SELECT code FROM kavach_authorize('agt_b', 'run', 'x:y', 1)}), 'budget_exceeded', 'the budget is full, as it is in the old one');
-$node->safe_psql('new', q{SELECT kavach_create_agent('agt_new', 'new', permissions => '[{"resource": "*", "actions": ["*"]}]')});
-is($node->safe_psql('new', q{SELECT count(*) = count(DISTINCT permission_id) AND max(permission_id) FILTER (WHERE agent_id = 'agt_new') = max(permission_id) FROM kavach.permission}),
-	't', 'new permissions go on from the last');
-is($node->safe_psql('new', q{SET kavach.clock = '2026-03-01Z'; SELECT code FROM kavach_authorize('agt_new', 'run', 'x')}), 'allowed', 'and so do months');
-is($node->safe_psql('new', q{SET ROLE myapp; SELECT code FROM kavach_authorize('agt_new', 'run', 'x')}), 'allowed', 'what was granted is granted');
-my ($denied) = $node->psql('new', q{SET ROLE myapp; SELECT * FROM kavach_export()});
-isnt($denied, 0, 'and nothing else');
-foreach my $table (qw(audit_log audit_log_2026_01))
-{
-	my ($status, $out, $err) = $node->psql('new', "UPDATE kavach.$table SET tokens_cost = 0");
-	isnt($status, 0, "$table: still nobody changes a row") or diag $out;
-}
+Copy::compare($node, [ 'pg_restore', $node, 'new' ]);
 $node->stop;
 done_testing();
