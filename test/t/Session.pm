@@ -14,10 +14,10 @@ sub new
 {
 	my ($class, $node, $database) = @_;
 	my $self = bless { in => '', out => '', err => '' }, $class;
+	$self->{timeout} = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate', '-d', $node->connstr($database // 'postgres') ],
-		'<', \$self->{in}, '>', \$self->{out}, '2>&1',
-		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+		'<', \$self->{in}, '>', \$self->{out}, '2>&1', $self->{timeout});
 	$self->query("SET client_min_messages = error");
 	$self->{pid} = $self->query('SELECT pg_backend_pid()');
 	return $self;
@@ -34,9 +34,18 @@ sub send
 sub answer
 {
 	my ($self) = @_;
+	$self->{timeout}->start($PostgreSQL::Test::Utils::timeout_default);    # anew for each answer
 	$self->{psql}->pump until $self->{out} =~ /^:end:\n/m;
 	$self->{out} =~ s/^(.*?)\n?:end:\n//s or die;
 	return $1;
+}
+
+# Whether the answer is there.
+sub answered
+{
+	my ($self) = @_;
+	$self->{psql}->pump_nb;
+	return $self->{out} =~ /^:end:\n/m;
 }
 
 sub query

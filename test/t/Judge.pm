@@ -1,0 +1,58 @@
+# Judge.pm: what holds whenever nothing is under way, for tests of what could break it.
+#
+#   Judge::install($node);                              # in a database that has kavach
+#   is(Judge::faults($node), '', 'nothing is left');    # counters, budgets and reports agree with the ledger
+package Judge;
+use strict;
+use warnings;
+
+# The sums are made here from the rows of the ledger, apart from kavach's own code.
+# Policies are taken to have no baselines, and rows to be at the clock's month.
+my $views = q{
+CREATE VIEW charge AS
+SELECT s.scope, s.subject, w.period, w.start, coalesce(tokens_cost, 0) AS tokens, (kind = 'authorize')::int AS calls
+  FROM kavach.audit_log
+ CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('tenant', tenant_id), ('all', NULL)) AS s (scope, subject)
+ CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', ts, 'UTC')), ('day', date_trunc('day', ts, 'UTC')),
+                            ('month', date_trunc('month', ts, 'UTC')), ('total', '-infinity')) AS w (period, start)
+ WHERE result = 'allowed'
+ UNION ALL
+SELECT 'permission', permission_id::text, 'five_minutes', date_bin('5 minutes', ts, '2000-01-01Z'), 0, 1
+  FROM kavach.audit_log WHERE result = 'allowed' AND kind = 'authorize';
+
+CREATE VIEW usage AS
+SELECT scope, subject, period, start, sum(tokens) AS tokens, sum(calls) AS calls FROM charge GROUP BY 1, 2, 3, 4;
+
+CREATE VIEW fault AS
+SELECT 'held: ' || concat_ws(' ', scope, subject, period, tokens_pending, calls_pending, pins) AS what
+  FROM kavach.counters WHERE pins <> 0 OR tokens_pending <> 0 OR calls_pending <> 0
+ UNION ALL
+SELECT 'counter: ' || concat_ws(' ', c.scope, c.subject, c.period, c.tokens_used, c.calls_used, 'ledger:', u.tokens, u.calls)
+  FROM kavach.counters c
+  LEFT JOIN usage u ON u.scope = c.scope AND u.period = c.period AND u.start = c.period_start AND u.subject IS NOT DISTINCT FROM c.subject
+ WHERE (c.tokens_used, c.calls_used) <> (coalesce(u.tokens, 0), coalesce(u.calls, 0))
+ UNION ALL
+SELECT 'budget: ' || concat_ws(' ', b.scope, b.subject, b.measure, b.period, b.used, 'ledger:', u.tokens, u.calls)
+  FROM kavach.budget_status b
+  LEFT JOIN usage u ON u.scope = b.scope AND u.period = b.period AND u.start = b.period_start AND u.subject IS NOT DISTINCT FROM b.subject
+ WHERE b.used <> coalesce(CASE b.measure WHEN 'tokens' THEN u.tokens ELSE u.calls END, 0)
+ UNION ALL
+SELECT 'report: ' || concat_ws(' ', r.agent_id, r.tokens_cost, 'ledger:', u.tokens)
+  FROM kavach.usage_by_agent r JOIN usage u ON (u.scope, u.subject, u.period) = ('agent', r.agent_id, 'total')
+ WHERE r.tokens_cost <> u.tokens;
+};
+
+sub install
+{
+	my ($node, $database) = @_;
+	$node->safe_psql($database // 'postgres', $views);
+	return;
+}
+
+sub faults
+{
+	my ($node, $database) = @_;
+	return $node->safe_psql($database // 'postgres', 'SELECT what FROM fault ORDER BY 1');
+}
+
+1;
