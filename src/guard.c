@@ -103,8 +103,10 @@ ledger_has_rows(Oid ledger)
 	ListCell   *cell;
 
 	foreach(cell, find_all_inheritors(ledger, AccessShareLock, NULL))
+	{
 		if (has_rows(lfirst_oid(cell)))
 			return true;
+	}
 	return false;
 }
 
@@ -118,7 +120,8 @@ refuse_loss(Oid relid)
 
 	if (allow_drop || !OidIsValid(ledger) || !belongs_to_ledger(relid, ledger))
 		return;
-	/* its own rows first: one that is being detached is not among the ledger's */
+
+	/* its own rows first: the ledger's are not those of one being detached */
 	if (has_rows(relid) || ledger_has_rows(ledger))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

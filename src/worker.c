@@ -47,7 +47,11 @@ PGDLLEXPORT void kavach_worker_main(Datum arg);
 bool
 worker_make_partitions(Oid ledger, TimestampTz ts)
 {
-	WorkerOrder order = {.database = MyDatabaseId, .ledger = ledger, .ts = ts};
+	WorkerOrder order = {
+		.database = MyDatabaseId,
+		.ledger = ledger,
+		.ts = ts,
+	};
 	BackgroundWorker worker = {
 		.bgw_name = "kavach partition worker",
 		.bgw_type = "kavach partition worker",
