@@ -9,6 +9,7 @@ use strict;
 use warnings;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
+use Time::HiRes qw(usleep);
 
 sub new
 {
@@ -52,6 +53,24 @@ sub query
 {
 	my ($self, $sql) = @_;
 	return $self->send($sql)->answer;
+}
+
+# Asks until there is a row, quickly.
+sub until_row
+{
+	my ($self, $sql) = @_;
+	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if $self->query("SELECT EXISTS ($sql)") eq 't';
+		usleep(10_000);
+	}
+	die "gave up waiting for: $sql";
+}
+
+sub until_gone
+{
+	my ($self, $pid) = @_;
+	return $self->until_row("SELECT 1 EXCEPT SELECT 1 FROM pg_stat_activity WHERE pid = $pid");
 }
 
 sub pid

@@ -33,30 +33,11 @@ Judge::install($node);
 
 my $watch = Session->new($node);
 
-# Polls fast: there are many waits to be seen.
-sub until_true
-{
-	my ($sql, $what) = @_;
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return if $watch->query("SELECT EXISTS ($sql)") eq 't';
-		usleep(10_000);
-	}
-	die "gave up: $what";
-}
-
 # In a lock, a latch, a sleep: wherever, but not with the client.
 sub until_waiting
 {
 	my ($session) = @_;
-	until_true("SELECT FROM pg_stat_activity WHERE state = 'active' AND wait_event_type IN ('Lock', 'IPC', 'Timeout', 'Extension') AND pid = $session->{pid}", 'a wait');
-	return;
-}
-
-sub until_gone
-{
-	my ($session) = @_;
-	until_true("SELECT 1 EXCEPT SELECT 1 FROM pg_stat_activity WHERE pid = $session->{pid}", 'the end of a backend');
+	$watch->until_row("SELECT FROM pg_stat_activity WHERE state = 'active' AND wait_event_type IN ('Lock', 'IPC', 'Timeout', 'Extension') AND pid = $session->{pid}");
 	return;
 }
 
@@ -71,7 +52,7 @@ sub cancelled_by
 	until_waiting($victim);
 	$watch->query("SELECT $function($victim->{pid})");
 	return $victim->answer if $function eq 'pg_cancel_backend';
-	until_gone($victim);
+	$watch->until_gone($victim->{pid});
 	$victim->die_at_once;
 	return;
 }
@@ -198,7 +179,7 @@ $before = spent();
 $two = Session->new($node);
 $two->query("SET idle_in_transaction_session_timeout = '20ms'");
 $two->send("BEGIN; SELECT call('agt_b', 10)");
-until_gone($two);
+$watch->until_gone($two->{pid});
 is(Judge::faults($node), '', 'a transaction that is idle too long: nothing is left');
 is(spent() - $before, 0, 'nor charged');
 $two->die_at_once;
@@ -254,7 +235,7 @@ for my $function (qw(pg_cancel_backend pg_terminate_backend))
 	}
 	else
 	{
-		until_gone($one);
+		$watch->until_gone($one->{pid});
 		$one->die_at_once;
 	}
 	is(Judge::faults($node), '', "$function: nothing is left");

@@ -9,7 +9,6 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Session;
 use Test::More;
-use Time::HiRes qw(usleep);
 use Wire;
 
 plan skip_all => 'no Unix-domain sockets' unless $use_unix_sockets;
@@ -32,30 +31,12 @@ my $watch = Session->new($node);
 my $spent = 1;
 my $number = 0;
 
-sub until_true
-{
-	my ($sql) = @_;
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return if $watch->query("SELECT EXISTS ($sql)") eq 't';
-		usleep(10_000);
-	}
-	die "gave up waiting for: $sql";
-}
-
-sub until_gone
-{
-	my ($pid) = @_;
-	until_true("SELECT 1 EXCEPT SELECT 1 FROM pg_stat_activity WHERE pid = $pid");
-	return;
-}
-
 # After a loss: as many tokens are charged as should be, and nothing is left.
 sub after
 {
 	my ($client, $charged, $name) = @_;
 	$client->close;
-	until_gone($client->{pid});
+	$watch->until_gone($client->{pid});
 	$spent += $charged;
 	is($watch->query('SELECT used FROM kavach.budget_status'), $spent, $name);
 	is($watch->query('SELECT * FROM fault'), '', 'nothing is left');
@@ -122,7 +103,7 @@ for my $sent (sort keys %last_word)
 		$client->send($last_word{$sent}->($call));
 		$watch->query("SELECT pg_terminate_backend($client->{pid})") if $round % 2;
 		$client->close;
-		until_gone($client->{pid});
+		$watch->until_gone($client->{pid});
 		note("$sent: ", $watch->query("SELECT count(*) || ' committed' FROM kavach.audit_log WHERE request_id = '$request'"));
 		my $again = Wire->new($node);
 		like($again->query($call), qr/^allowed/, "$sent that nobody was told of, asked again");
@@ -138,7 +119,7 @@ for my $sql ($many, "COPY ($many) TO STDOUT", "BEGIN; $many")
 {
 	$client = Wire->new($node);
 	$client->send(Wire::query_message($sql));
-	until_true("SELECT FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND pid = $client->{pid}");
+	$watch->until_row("SELECT FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND pid = $client->{pid}");
 	after($client, 0, 'calls whose answer cannot be sent are not charged: ' . substr($sql, 0, 10));
 }
 
@@ -148,9 +129,9 @@ $client = Wire->new($node, client_connection_check_interval => '10ms');
 my $holder = Wire->new($node);
 $holder->query("BEGIN; SELECT call(10, 'held')");
 $client->send(Wire::query_message("SELECT call(10, 'held')"));
-until_true("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'userlock' AND pid = $client->{pid}");
+$watch->until_row("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'userlock' AND pid = $client->{pid}");
 $client->close;
-until_gone($client->{pid});
+$watch->until_gone($client->{pid});
 pass('a client that goes away in a wait is noticed with client_connection_check_interval');
 after($holder, 0, 'and who made it wait goes away as well');
 
@@ -158,10 +139,10 @@ $client = Wire->new($node);
 $holder = Wire->new($node);
 $holder->query("BEGIN; SELECT call(10, 'held')");
 $client->send(Wire::query_message("SELECT call(10, 'held')"));
-until_true("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'userlock' AND pid = $client->{pid}");
+$watch->until_row("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'userlock' AND pid = $client->{pid}");
 $client->close;
 $holder->query('COMMIT');
-until_gone($client->{pid});
+$watch->until_gone($client->{pid});
 after($holder, 10, 'without it, it is the other that is charged, once');
 
 $watch->quit;
