@@ -1,0 +1,28 @@
+# psycopg.pl: kavach through psycopg 3, as Python applications use it.
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use Client;
+use Judge;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# The distribution's psycopg belongs to its own Python.
+my $python = Client::found('import psycopg; psycopg.Connection.pipeline', [ 'python3', '-c' ], [ '/usr/bin/python3', '-c' ]);
+plan skip_all => 'there is no psycopg 3 (python3-psycopg)' unless $python;
+
+my $node = PostgreSQL::Test::Cluster->new('psycopg');
+$node->init;
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'");
+$node->start;
+Client::make_database($node, 'client');
+Client::run($node, 'client', [ $python->[0] ], 'python.py');
+is(Judge::faults($node, 'client'), '', 'nothing is left');
+
+Client::make_database($node, 'mydb');
+Client::run($node, 'mydb', [ $python->[0] ], 'readme.py', $Client::readme);
+is(Judge::faults($node, 'mydb'), '', 'nothing is left');
+$node->stop;
+done_testing();
