@@ -3,6 +3,10 @@
 # machine lacks; with the argument lint what `make lint` needs besides. Where
 # nothing is missing it does nothing at all. PostgreSQL clusters that are already
 # there are left alone.
+#
+# With the argument clients also what some tests try kavach with: a pooler and the
+# drivers of other languages. These are optional: what cannot be installed is
+# named, and its tests skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -86,3 +90,26 @@ if [[ ${#packages[@]} -gt 0 ]]; then
   read -ra packages <<<"$(all_missing)"
   [[ ${#packages[@]} -eq 0 ]] || die "still missing after the installation: ${packages[*]}"
 fi
+
+# Prints the packages of the clients that are missing. They are looked for where the
+# tests look (test/t/*.pl).
+missing_clients() {
+  PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || echo pgbouncer
+  python3 -c "import psycopg" 2>/dev/null || /usr/bin/python3 -c "import psycopg" 2>/dev/null || echo python3-psycopg
+  NODE_PATH=/usr/share/nodejs:/usr/lib/node_modules:/usr/local/lib/node_modules \
+    node -e "require('pg')" 2>/dev/null || echo node-pg
+}
+
+install_clients() {
+  local client
+  # Not worth asking for a password.
+  [[ $EUID -eq 0 ]] || sudo -n true 2>/dev/null || return 0
+  for client in $(missing_clients); do
+    apt-cache show "$client" >/dev/null 2>&1 || apt_get update -q >/dev/null 2>&1 || true
+    say "installing a client for the tests: $client"
+    (apt_get install -q -y --no-install-recommends "$client") >/dev/null 2>&1 ||
+      say "that failed; the tests with $client skip"
+  done
+}
+
+[[ $purpose != clients ]] || install_clients
