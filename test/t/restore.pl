@@ -1,4 +1,5 @@
-# restore.pl: pg_dump and pg_restore into a new database, which then goes on as the old one would have.
+# restore.pl: pg_dump and pg_restore into a new database, which then goes on as the old one would have; by one job, by
+# several at once, and from a plain script.
 use strict;
 use warnings;
 use FindBin;
@@ -17,9 +18,22 @@ Copy::fill($node);
 my $dump = $node->backup_dir . '/old.dump';
 mkdir $node->backup_dir;
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'old' ], 'pg_dump');
-$node->safe_psql('postgres', 'CREATE DATABASE new');
-$node->safe_psql('postgres', 'ALTER DATABASE new SET search_path = app');
+$node->command_ok([ 'pg_dump', '-f', "$dump.sql", 'old' ], 'pg_dump as a script');
+for my $database (qw(new jobs script partly))
+{
+	$node->safe_psql('postgres', "CREATE DATABASE $database");
+	$node->safe_psql('postgres', "ALTER DATABASE $database SET search_path = app");
+}
 $node->command_ok([ 'pg_restore', '--exit-on-error', '-d', 'new', $dump ], 'pg_restore --exit-on-error');
-Copy::compare($node, [ 'pg_restore', $node, 'new' ]);
+$node->command_ok([ 'pg_restore', '--exit-on-error', '-j', '3', '-d', 'jobs', $dump ], 'pg_restore --exit-on-error --jobs');
+$node->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', 'script', '-f', "$dump.sql" ], 'psql');
+
+# A call in the middle is refused, rather than counted from what is there by then.
+$node->command_ok([ 'pg_restore', '--exit-on-error', '--section=pre-data', '--section=data', '-d', 'partly', $dump ], 'pg_restore of all but the indexes');
+my ($status, $out, $err) = $node->psql('partly', "\\set VERBOSITY verbose\nSELECT kavach_authorize('agt_a', 'run', 'x:y', 1)");
+like($err, qr/55000: the ledger is being restored/, 'a call has to wait');
+$node->command_ok([ 'pg_restore', '--exit-on-error', '--section=post-data', '-d', 'partly', $dump ], 'pg_restore of the rest');
+
+Copy::compare($node, [ 'pg_restore', $node, 'new' ], [ 'jobs', $node, 'jobs' ], [ 'script', $node, 'script' ], [ 'in parts', $node, 'partly' ]);
 $node->stop;
 done_testing();
