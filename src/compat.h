@@ -8,6 +8,7 @@
 #ifndef KAVACH_COMPAT_H
 #define KAVACH_COMPAT_H
 
+#include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "storage/shmem.h"
 #include "utils/datetime.h"
@@ -58,6 +59,17 @@ compat_shmem_init_hash(const char *name, long size, HASHCTL *info, int flags)
 	return ShmemInitHash(name, size, info, flags);
 #else
 	return ShmemInitHash(name, size, size, info, flags);
+#endif
+}
+
+/* A scan takes flags since 19. */
+static inline TableScanDesc
+compat_table_beginscan(Relation table, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(table, snapshot, 0, NULL, SO_NONE);
+#else
+	return table_beginscan(table, snapshot, 0, NULL);
 #endif
 }
 

@@ -30,6 +30,7 @@
 #include "catalog/pg_inherits.h"
 #include "commands/event_trigger.h"
 #include "commands/trigger.h"
+#include "compat.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -86,7 +87,7 @@ has_rows(Oid relid)
 		TableScanDesc scan;
 
 		InitDirtySnapshot(dirty);
-		scan = table_beginscan(table, &dirty, 0, NULL);
+		scan = compat_table_beginscan(table, &dirty);
 		found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
 		table_endscan(scan);
 		ExecDropSingleTupleTableSlot(slot);
