@@ -1,5 +1,8 @@
 -- role.sql
 --   Who may call what.  Nothing is PUBLIC; kavach_grant_role gives.
+--
+-- Views read with their owner's rights.  None is a security_barrier, as none
+-- keeps rows from those who may read it: a reader has the whole ledger.
 
 CREATE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
 RETURNS boolean

@@ -1,6 +1,6 @@
 -- privileges.sql: what a bare role, an app, a reader and an admin can do, and nothing more.
 BEGIN;
-SELECT plan(85);
+SELECT plan(87);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -115,6 +115,8 @@ SELECT is((SELECT string_agg(p || ' on ' || oid::regclass, ', ' ORDER BY oid, p)
   FROM (VALUES ('kv_bare', '{}'::text[]), ('kv_app', '{}'), ('kv_reader', '{v}'), ('kv_admin', '{v,r,p}')) AS t (role, kinds);
 SELECT is(string_agg(role || ' ' || oid::regclass, ', '), NULL, 'a sequence is nobody''s')
   FROM relation, unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role WHERE relkind = 'S' AND has_sequence_privilege(role, oid, 'USAGE, SELECT, UPDATE');
+SELECT is(string_agg(privilege_type || ' on ' || c.oid::regclass, ', '), NULL, 'and there is nothing but SELECT')
+  FROM relation JOIN pg_class c USING (oid), aclexplode(c.relacl) WHERE grantee <> relowner AND privilege_type <> 'SELECT';
 SELECT is(string_agg(role, ', '), NULL, 'and nobody puts anything into the schema')
   FROM unnest('{kv_bare,kv_app,kv_reader,kv_admin}'::text[]) AS role WHERE has_schema_privilege(role, 'kavach', 'CREATE');
 
@@ -124,6 +126,8 @@ SELECT is(pg_temp.try('kv_bare', 'SELECT * FROM kavach_check_budget(''agt_a'')')
 REVOKE EXECUTE ON FUNCTION kavach_authorize, kavach_record_usage, kavach_check_budget FROM kv_app;
 SELECT is(pg_temp.try('kv_app', 'SELECT * FROM kavach_check_budget(''agt_a'')'), '42501', 'REVOKE takes it back');
 SELECT is(kavach_grant_role('kv_app', 'app'), true, 'and what is gone is given again');
+CREATE ROLE "kv ""O'Neill""";
+SELECT is(kavach_grant_role('"kv ""O''Neill"""', 'app'), true, 'a role of any name');
 
 SELECT * FROM finish();
 ROLLBACK;
