@@ -35,7 +35,7 @@ DECLARE
   statement text;
   states text[] := '{}';
 BEGIN
-  FOREACH statement IN ARRAY ARRAY['DELETE FROM kavach.budget_limit', 'ALTER TABLE kavach.audit_log DISABLE TRIGGER ALL',
+  FOREACH statement IN ARRAY ARRAY['DELETE FROM kavach.budget_limit', 'ALTER TABLE kavach.agent DISABLE TRIGGER ALL',
                                    format('SET ROLE %I', (SELECT nspowner::regrole FROM pg_namespace WHERE nspname = 'kavach'))] LOOP
     BEGIN
       EXECUTE statement;

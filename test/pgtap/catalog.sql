@@ -76,6 +76,7 @@ COMMENT ON SEQUENCE kavach.permission_permission_id_seq IS NULL;
 COMMENT ON FUNCTION kavach.check_action(text) IS NULL;
 COMMENT ON COLUMN kavach.counters.pins IS NULL;
 COMMENT ON TRIGGER append_only ON kavach.audit_log IS NULL;
+COMMENT ON EVENT TRIGGER kavach_guard_ledger IS NULL;
 SELECT results_eq(
   $$SELECT rule || ': ' || regexp_replace(object, '\([^)]*\)', '', 'g') FROM finding ORDER BY (rule || ': ' || object) COLLATE "C"$$,
   $$VALUES ('a function that PUBLIC can execute: function kavach_check_budget'),
@@ -86,6 +87,7 @@ SELECT results_eq(
            ('a relation or schema that PUBLIC has a right on: view kavach.ledger'),
            ('an object in the wrong schema: function kavach_lost'),
            ('an object without a comment: column pins of view kavach.counters'),
+           ('an object without a comment: event trigger kavach_guard_ledger'),
            ('an object without a comment: function kavach.check_action'),
            ('an object without a comment: schema kavach'),
            ('an object without a comment: sequence kavach.permission_permission_id_seq'),
