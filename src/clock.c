@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "compat.h"
+#include "miscadmin.h"
 
 const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
 	[PERIOD_HOUR] = {"hour", "this hour"},
@@ -63,6 +64,27 @@ parse_instant(const char *text, TimestampTz *result)
 		tm2timestamp(&tm, fsec, &tz, result) == 0;
 }
 
+/*
+ * The instant in UTC, so that it reads alike everywhere: a parallel worker is
+ * given kavach.clock before it has the session's TimeZone, and while it has no
+ * abbreviations of time zones at all.
+ */
+static bool
+write_instant(TimestampTz instant, char **text)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	char	   *written = compat_guc_malloc(MAXDATELEN + 1);
+
+	if (written == NULL || timestamp2tm(instant, NULL, &tm, &fsec, NULL, NULL) != 0)
+		return false;
+	tm.tm_isdst = 0;			/* or no offset is written */
+	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, written);
+	compat_guc_free(*text);
+	*text = written;
+	return true;
+}
+
 static bool
 check_clock(char **newval, void **extra, GucSource source)
 {
@@ -77,7 +99,7 @@ check_clock(char **newval, void **extra, GucSource source)
 	/* an id holds milliseconds since 1970, a report goes to the year 9999 */
 	if (parse_instant(*newval, instant) &&
 		*instant >= CLOCK_START && *instant < CLOCK_END)
-		return true;
+		return write_instant(*instant, newval);
 	GUC_check_errdetail("It must be a timestamp between 1970 and 9999, such as \"2024-01-31 23:59:59Z\", or empty.");
 	return false;
 }

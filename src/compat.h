@@ -28,7 +28,7 @@ compat_decode_datetime(char **field, int *ftype, int nf, int *dtype,
 #endif
 }
 
-/* What a check hook hands on as "extra" is freed by guc_free since 16. */
+/* What a check hook hands on, as value or "extra", is freed by guc_free since 16. */
 static inline void *
 compat_guc_malloc(size_t size)
 {
@@ -36,6 +36,16 @@ compat_guc_malloc(size_t size)
 	return guc_malloc(LOG, size);
 #else
 	return malloc(size);
+#endif
+}
+
+static inline void
+compat_guc_free(void *pointer)
+{
+#if PG_VERSION_NUM >= 160000
+	guc_free(pointer);
+#else
+	free(pointer);
 #endif
 }
 

@@ -1,6 +1,6 @@
 -- clock.sql: kavach.clock stops the time at an instant for everything that depends on it.
 BEGIN;
-SELECT plan(21);
+SELECT plan(25);
 SET LOCAL timezone = 'Asia/Tokyo';
 
 SELECT throws_ok(format('SET LOCAL kavach.clock = %L', t), '22023', NULL, t || ' is no clock')
@@ -24,6 +24,25 @@ SELECT set_config('kavach.clock', '2026-03-10 12:00:00', true);
 SET LOCAL timezone = 'UTC';
 SELECT kavach_create_agent('agt_b', 'ann');
 SELECT is(created_at, '2026-03-10 03:00Z', 'the clock is the instant that was set') FROM kavach.agent WHERE agent_id = 'agt_b';
+
+
+-- So it does for parallel workers, which are given it before they know the session's TimeZone.
+CREATE FUNCTION pg_temp.in_workers(clock text) RETURNS timestamptz LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('kavach.clock', clock, true);
+  RETURN (SELECT max(kavach.clock_now()) FROM pg_attribute);
+END $$;
+SET LOCAL timezone = 'Asia/Tokyo';
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL min_parallel_table_scan_size = 0;
+SET LOCAL parallel_leader_participation = off;
+SELECT is(pg_temp.in_workers('2026-03-10 12:00:00.000001'), '2026-03-10 03:00:00.000001Z', 'an instant without a zone');
+SELECT is(pg_temp.in_workers('2026-03-10 12:00:00Z'), '2026-03-10 12:00Z', 'an instant with an abbreviation');
+SELECT is(pg_temp.in_workers('2026-03-10 12:00:00 Europe/Berlin'), '2026-03-10 11:00Z', 'an instant with a zone''s name');
+SELECT is(current_setting('kavach.clock'), '2026-03-10 11:00:00+00', 'the setting shows the instant in UTC');
+RESET parallel_setup_cost;
+SET LOCAL timezone = 'UTC';
 
 -- What depends on time follows it: expiry, windows, status.
 SELECT kavach_create_agent('agt_c', 'cyd', permissions => '[{"resource": "*", "actions": ["*"]}]', expires_at => '2030-01-01Z'),
