@@ -6,6 +6,8 @@
 #   make demo [TRACE=FILE]   the story on screen, on a private server
 #   make demo-stop           stop that server and remove its folder
 #   make soak [ROUNDS=n SEED=s SECONDS=t]  load, cancels and crashes, judged from outside
+#   make valgrind [KIND=k]   the tests on a server under valgrind
+#   make sanitize [KIND=k]   the tests with kavach compiled with ASan and UBSan
 #   make bench [PART=p]      what a call costs beside an INSERT, as ratios
 #
 # These install through apt what they miss (scripts/setup.sh), so they must work
@@ -14,7 +16,7 @@
 PG_CONFIG ?= pg_config
 export PG_CONFIG
 
-SCRIPTED = check lint demo demo-stop soak bench
+SCRIPTED = check lint demo demo-stop soak valgrind sanitize bench
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 
@@ -34,6 +36,9 @@ demo-stop:
 
 soak:
 	@test/soak/run '$(ROUNDS)' '$(SEED)' '$(SECONDS)'
+
+valgrind sanitize:
+	@test/memory/run $@ $(KIND)
 
 bench:
 	@bench/run.sh '$(PART)'

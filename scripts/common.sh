@@ -7,7 +7,7 @@ export PG_CONFIG
 
 # A PGHOST, PGUSER or PGOPTIONS of the caller's must not lead us elsewhere.
 for variable in "${!PG@}"; do
-  [[ $variable == PG_CONFIG ]] || unset "$variable"
+  [[ $variable =~ ^PG(_CONFIG|CTLTIMEOUT|_TEST_TIMEOUT_DEFAULT)$ ]] || unset "$variable"
 done
 unset variable
 

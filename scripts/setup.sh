@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs through apt what building, testing and showing kavach needs and this
-# machine lacks; with the argument lint what `make lint` needs besides. Where
-# nothing is missing it does nothing at all. PostgreSQL clusters that are already
-# there are left alone.
+# machine lacks; with the argument lint or valgrind what that target of make needs
+# besides. Where nothing is missing it does nothing at all. PostgreSQL clusters that
+# are already there are left alone.
 #
 # With the argument clients also what some tests try kavach with: a pooler and the
 # drivers of other languages. These are optional: what cannot be installed is
@@ -43,6 +43,7 @@ missing() {
   command -v prove >/dev/null || echo perl
   command -v pg_prove >/dev/null || echo libtap-parser-sourcehandler-pgtap-perl
   perl -MIPC::Run -e 1 2>/dev/null || echo libipc-run-perl
+  [[ $purpose != valgrind ]] || command -v valgrind >/dev/null || echo valgrind libc6-dbg
 }
 
 missing_for_lint() {
