@@ -102,7 +102,7 @@ COMMENT ON FUNCTION kavach.guard_ledger() IS
 -- Whatever may drop the ledger, by CASCADE too: src/guard.c has how.
 CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
   WHEN TAG IN ('ALTER TABLE', 'DROP ACCESS METHOD', 'DROP EXTENSION', 'DROP FOREIGN DATA WRAPPER',
-               'DROP FOREIGN TABLE', 'DROP LANGUAGE', 'DROP OWNED', 'DROP SCHEMA', 'DROP SERVER', 'DROP TABLE')
+               'DROP FOREIGN TABLE', 'DROP INDEX', 'DROP LANGUAGE', 'DROP OWNED', 'DROP SCHEMA', 'DROP SERVER', 'DROP TABLE')
   EXECUTE FUNCTION kavach.guard_ledger();
 ALTER EVENT TRIGGER kavach_guard_ledger ENABLE ALWAYS;
 

@@ -7,7 +7,8 @@
  * off, and spare no one: a correction is a new row.
  *
  * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
- * would drop it, one of its partitions or a column, be it DROP TABLE, DROP
+ * would drop it, one of its partitions, a column, or a unique index (without
+ * which a pg_restore --clean would double the rows), be it DROP TABLE, DROP
  * EXTENSION, DROP OWNED or a CASCADE from anywhere.  No hook tells of a DETACH
  * in time (a concurrent one commits half-way), so that an event trigger looks
  * at ALTER TABLE before it runs.  The same trigger fires before every
@@ -16,19 +17,24 @@
  * preload it.  Whoever means it sets kavach.allow_drop.
  *
  * Caveats: DROP DATABASE, and a superuser who takes the triggers away, are not
- * hindered.  A pg_restore --clean over a ledger with rows is.
+ * hindered.  A pg_restore --clean over a ledger with rows is.  Without preload
+ * the TRUNCATE of a partition that was not made by kavach is not seen.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
 #include "commands/event_trigger.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "storage/lmgr.h"
@@ -36,6 +42,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 static bool allow_drop = false;
 
@@ -43,6 +50,16 @@ static object_access_hook_type previous_object_access = NULL;
 
 PG_FUNCTION_INFO_V1(kavach_refuse_change);
 PG_FUNCTION_INFO_V1(kavach_guard_ledger);
+
+static void
+refuse_change(const char *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("the ledger is append-only"),
+			 errdetail("Rows of \"%s\" are never changed or removed.", table),
+			 errhint("Correct a bill with kavach_adjust().")));
+}
 
 /* Trigger: refuses UPDATE, DELETE and TRUNCATE. */
 Datum
@@ -54,23 +71,49 @@ kavach_refuse_change(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("kavach.refuse_change() must be called as a trigger")));
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("the ledger is append-only"),
-			 errdetail("Rows of \"%s\" are never changed or removed.",
-					   RelationGetRelationName(trigger->tg_relation)),
-			 errhint("Correct a bill with kavach_adjust().")));
+	refuse_change(RelationGetRelationName(trigger->tg_relation));
+	PG_RETURN_NULL();			/* keep compiler quiet */
 }
 
 /* ---- what belongs to the ledger, and whether there is anything to lose ---- */
 
-/* The ledger itself or a partition of it, one that is being detached included. */
+/* By its name, or by the extension, where somebody has renamed it. */
 static bool
-belongs_to_ledger(Oid relid, Oid ledger)
+is_ledger(Oid relid)
 {
-	while (relid != ledger && get_rel_relispartition(relid))
+	return relid == find_ledger() ||
+		(get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE &&
+		 OidIsValid(get_extension_oid("kavach", true)) &&
+		 getExtensionOfObject(RelationRelationId, relid) == get_extension_oid("kavach", true));
+}
+
+/*
+ * The ledger that a table is, or is a partition of, one that is being detached
+ * included; otherwise InvalidOid.
+ */
+static Oid
+ledger_of(Oid relid)
+{
+	while (get_rel_relispartition(relid))
 		relid = get_partition_parent(relid, true);
-	return relid == ledger;
+	return is_ledger(relid) ? relid : InvalidOid;
+}
+
+/* The table that a unique index is of; InvalidOid for one that is no more valid. */
+static Oid
+table_of_unique_index(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(relid));
+	Form_pg_index index;
+	Oid			table = InvalidOid;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	index = (Form_pg_index) GETSTRUCT(tuple);
+	if (index->indisunique && index->indisvalid)
+		table = index->indrelid;
+	ReleaseSysCache(tuple);
+	return table;
 }
 
 /* Whether a table has rows, uncommitted ones included. */
@@ -117,18 +160,37 @@ ledger_has_rows(Oid ledger)
 static void
 refuse_loss(Oid relid)
 {
-	Oid			ledger = find_ledger();
+	Oid			ledger = allow_drop ? InvalidOid : ledger_of(relid);
 
-	if (allow_drop || !OidIsValid(ledger) || !belongs_to_ledger(relid, ledger))
+	if (!OidIsValid(ledger))
 		return;
 
 	/* its own rows first: the ledger's are not those of one being detached */
 	if (has_rows(relid) || ledger_has_rows(ledger))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the ledger holds rows, which this statement would remove"),
-				 errdetail("It drops, detaches or takes a column from table \"%s\".", get_rel_name(relid)),
+				 errmsg("the ledger holds rows and cannot be taken apart"),
+				 errdetail("The statement drops or detaches table \"%s\", or drops a column or a unique index of it.",
+						   get_rel_name(relid)),
 				 errhint("Export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
+}
+
+/* What is dropped may be a table, a column of one, an index, or another relation. */
+static void
+refuse_drop(Oid relid)
+{
+	if (get_rel_relkind(relid) == RELKIND_INDEX)
+		relid = table_of_unique_index(relid);
+	if (OidIsValid(relid))
+		refuse_loss(relid);
+}
+
+/* Partitions that were not made by kavach have no trigger on TRUNCATE. */
+static void
+refuse_truncate(Oid relid)
+{
+	if (OidIsValid(ledger_of(relid)))
+		refuse_change(get_rel_name(relid));
 }
 
 static void
@@ -136,17 +198,19 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 {
 	if (previous_object_access)
 		previous_object_access(access, class_id, object_id, sub_id, arg);
-	if (access == OAT_DROP && class_id == RelationRelationId)
-		refuse_loss(object_id);
+	if (class_id != RelationRelationId)
+		return;
+	if (access == OAT_DROP)
+		refuse_drop(object_id);
+	else if (access == OAT_TRUNCATE)
+		refuse_truncate(object_id);
 }
 
 /* A ledger that a crash empties is none. */
 static void
 refuse_unlogged(Oid relid)
 {
-	Oid			ledger = find_ledger();
-
-	if (!allow_drop && OidIsValid(ledger) && belongs_to_ledger(relid, ledger))
+	if (!allow_drop && OidIsValid(ledger_of(relid)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the ledger cannot be unlogged"),

@@ -94,8 +94,8 @@ kavach_worker_main(Datum arg)
 	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+	pin_settings();				/* before the first lock is waited for */
 	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
-	pin_settings();
 	for (TimestampTz month = order.ts, count = 0; month < CLOCK_END && count < 2; count++)
 	{
 		SetCurrentStatementStartTimestamp();

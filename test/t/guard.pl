@@ -40,9 +40,13 @@ is(state_of('BEGIN; DROP EXTENSION kavach; ROLLBACK'), '', 'an empty ledger can 
 is(state_of('BEGIN; DROP TABLE kavach.audit_log_2026_04; ROLLBACK'), '', 'and so can its partitions');
 
 $node->safe_psql('kept', q{SELECT app.kavach_authorize('agt_a', 'run', 'x', 5)});
-my $ledger = q{SELECT (SELECT count(*) FROM kavach.audit_log), sum(tokens_cost), (SELECT string_agg(inhrelid::regclass::text, ' ' ORDER BY inhrelid) FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass) FROM kavach.audit_log_2026_03};
+my $ledger = q{SELECT (SELECT count(*) FROM kavach.audit_log), sum(tokens_cost), (SELECT string_agg(inhrelid::regclass::text, ' ' ORDER BY inhrelid) FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass),
+	(SELECT count(*) FROM pg_index WHERE indrelid = 'kavach.audit_log_2026_03'::regclass), (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'kavach.audit_log_2026_03'::regclass AND tgenabled = 'A') FROM kavach.audit_log_2026_03};
 my $before = $node->safe_psql('kept', $ledger);
-is($before, '1|5|kavach.audit_log_2026_03 kavach.audit_log_2026_04', 'now it holds one');
+is($before, '1|5|kavach.audit_log_2026_03 kavach.audit_log_2026_04|5|2', 'now it holds one');
+mkdir $node->backup_dir;
+my $dump = $node->backup_dir . '/kept.dump';
+$node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'kept' ], 'and is dumped');
 
 my @drops = (
 	'DROP EXTENSION kavach',
@@ -52,6 +56,10 @@ my @drops = (
 	'DROP OWNED BY boss CASCADE',
 	'DROP TABLE kavach.audit_log_2026_03',
 	'DROP TABLE kavach.audit_log_2026_04',
+	'DROP INDEX kavach.audit_log_2026_03_request_id_idx',
+	'ALTER TABLE kavach.audit_log_2026_03 DROP CONSTRAINT audit_log_2026_03_pkey',
+	'BEGIN; ALTER SCHEMA kavach RENAME TO other; DROP EXTENSION kavach CASCADE',
+	'BEGIN; ALTER TABLE kavach.audit_log RENAME TO other; DROP TABLE kavach.audit_log_2026_03',
 	'BEGIN; ALTER EXTENSION kavach DROP TABLE kavach.audit_log; DROP TABLE kavach.audit_log CASCADE',
 	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03',
 	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_04',
@@ -88,6 +96,10 @@ foreach my $preloaded (1, 0)
 	is(state_of('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03 CONCURRENTLY'), '42501', "$where: DETACH CONCURRENTLY");
 	is(state_of($_), '42501', "$where: $_") foreach @changes;
 	is($node->safe_psql('kept', $ledger), $before, "$where: nothing has changed");
+	$node->run_log([ 'pg_restore', '--clean', '--if-exists', '-d', 'kept', $dump ]);
+	is($node->safe_psql('kept', $ledger), $before, "$where: nor does a restore over it, that goes on after errors");
+	is(state_of("BEGIN; CREATE TABLE kavach.next PARTITION OF kavach.audit_log FOR VALUES FROM ('2027-01-01Z') TO ('2027-02-01Z'); TRUNCATE kavach.next"), '42501', "$where: TRUNCATE of a partition made by hand")
+		if $preloaded;
 
 	# Who owns the schema of the functions, or the database, is no exception, and may not switch it off.
 	is(state_of('DROP SCHEMA app CASCADE', extra => [ '-U', 'plain' ]), '42501', "$where: by the schema's owner");

@@ -52,6 +52,7 @@ unlike(months(), qr/2036/, 'has made the partition himself');
 is($one->query("SET kavach.clock = '2037-01-15Z'; BEGIN; ALTER SCHEMA kavach RENAME TO k; ALTER SCHEMA k RENAME TO kavach; $call"), 'allowed', 'one who has locked the schema');
 $one->query('COMMIT');
 like(months(), qr/2037_01/, 'too');
+is($one->query("SET kavach.clock = '2037-05-15Z'; BEGIN; LOCK TABLE pg_authid; LOCK TABLE pg_class; $call; ROLLBACK"), 'allowed', 'one who keeps even sessions from starting');
 is($one->query("SET kavach.clock = '2038-01-15Z'; BEGIN; SET LOCAL kavach.allow_drop = on; DROP EXTENSION kavach CASCADE; CREATE EXTENSION kavach;
 	SELECT FROM kavach_create_agent('agt_a', 'ann', permissions => '[{\"resource\": \"*\", \"actions\": [\"*\"]}]'); $call"), 'allowed', 'one whose ledger no one else can see yet');
 $one->query('ROLLBACK');
