@@ -185,7 +185,7 @@ has_partition(Oid ledger_id, TimestampTz ts)
 
 /* %1$s: the partition's name; %2$s, %3$s: its bounds */
 static const char *const partition_ddl =
-"CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
+"CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
 "COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
 "CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
@@ -254,6 +254,19 @@ partition_make_if_free(Oid ledger_id, TimestampTz ts)
 	PopActiveSnapshot();
 }
 
+/*
+ * In the caller's transaction.  The lock is one that ATTACH takes anyway; here
+ * it waits for a worker that a cancelled caller may have left behind.
+ */
+static void
+make_partition_here(Oid ledger_id, TimestampTz ts)
+{
+	LockRelationOid(ledger_id, ShareUpdateExclusiveLock);
+	partition_refresh(ledger_id);
+	if (!has_partition(ledger_id, ts))
+		make_partition(ts);
+}
+
 /* Has the worker make a month's partition and the next; LOCK_PARTITION is held. */
 static bool
 have_partitions_made(Oid ledger_id, TimestampTz ts)
@@ -285,7 +298,7 @@ ensure_partition(Oid ledger_id, TimestampTz ts)
 	if (has_partition(ledger_id, ts))
 		lock_release(LOCK_PARTITION, NULL);
 	else
-		make_partition(ts);
+		make_partition_here(ledger_id, ts);
 	if (!find_range(ledger_id, ts, &range))
 		elog(ERROR, "the ledger has no partition for %s", format_utc(ts));
 	return range;

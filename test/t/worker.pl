@@ -61,6 +61,27 @@ is(at('2039-01', "BEGIN READ WRITE; $call; COMMIT"), 'allowed', 'a database that
 $node->safe_psql('postgres', 'SET default_transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only');
 like(months(), qr/2039_01 2039_02/, 'is not to the worker');
 
+# A caller who does not wait for his worker leaves the next one with a worker that is still at it.
+$node->safe_psql('postgres', q{
+	CREATE TABLE hold (a int);
+	CREATE FUNCTION hold() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM FROM public.hold; END $$;
+	CREATE EVENT TRIGGER hold ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION hold();
+});
+$one->query("SET kavach.clock = '2039-05-15Z'");
+$reader->query('BEGIN; LOCK TABLE hold');
+$one->send($call);
+$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'kavach partition worker' AND wait_event_type = 'Lock'}) or die;
+$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $one->pid . ')');
+like($one->answer, qr/57014/, 'a caller is cancelled, his worker is not');
+$one->send($call);
+$node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = \'Lock\' AND pid = ' . $one->pid) or die;
+$reader->query('COMMIT');
+is($one->answer, 'allowed', 'the next caller waits for it');
+$node->safe_psql('postgres', 'DROP EVENT TRIGGER hold');
+
+$node->safe_psql('postgres', 'ALTER TABLE kavach.audit_log ADD COLUMN twice bigint GENERATED ALWAYS AS (2 * tokens_cost) STORED');
+is(at('2039-08', "$call; SELECT twice FROM kavach.audit_log_2039_08"), "allowed\n2", 'a generated column of the ledger is one of new partitions, too');
+
 # A partition is found by its bounds; a table that only has its name is none.
 $node->safe_psql('postgres', q{
 	ALTER TABLE kavach.audit_log_2039_02 RENAME TO renamed;
