@@ -1,11 +1,11 @@
 # Load.pm: four clients that make one call after the other, and a budget that is too small for them.
 #
 #   Load::prepare($node);
-#   my $load = Load->new($node, 5000);       # so many calls each; they ask for asynchronous commits
-#   $load->is_under_way;                     # each has had answers
+#   my $load = Load->new($node, 5000, 'off');    # so many calls each, with this synchronous_commit
+#   $load->is_under_way;                         # each has had answers
 #   $node->stop('immediate'); $node->start;
-#   $load->judge($node);                     # what they were told is in the ledger, and all figures agree
-#   Load::use_up($node);                     # the rest of the budget is what can be had, to the last token
+#   $load->judge($node);                         # what they were told is in the ledger, and all figures agree
+#   Load::use_up($node);                         # the rest of the budget is what can be had, to the last token
 package Load;
 use strict;
 use warnings;
@@ -32,8 +32,8 @@ sub prepare
 # Calls of two tokens, each third of them released at once.
 sub script
 {
-	my ($client, $calls) = @_;
-	my $script = 'SET synchronous_commit = ' . ($client % 2 ? 'off' : 'local') . ";\n";
+	my ($client, $calls, $commit) = @_;
+	my $script = "SET synchronous_commit = $commit;\n";
 	for my $n (1 .. $calls)
 	{
 		$script .= "SELECT audit_id, tokens_granted FROM kavach_authorize('agt_$client', 'run', 'x', 2, request_id => '$loads $n');\n";
@@ -44,7 +44,7 @@ sub script
 
 sub new
 {
-	my ($class, $node, $calls) = @_;
+	my ($class, $node, $calls, $commit) = @_;
 	my $self = bless { node => $node }, $class;
 	$loads++;
 	# what is there already is to stay, too
@@ -52,7 +52,7 @@ sub new
 	for my $client (1 .. 4)
 	{
 		my $file = PostgreSQL::Test::Utils::tempdir() . "/load_${loads}_$client";
-		append_to_file("$file.sql", script($client, $calls));
+		append_to_file("$file.sql", script($client, $calls, $commit));
 		push @{ $self->{files} }, $file;
 		push @{ $self->{clients} }, IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-f', "$file.sql" ],
 			'>', "$file.out", '2>', "$file.err");

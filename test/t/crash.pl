@@ -33,13 +33,13 @@ is($node->safe_psql('postgres', $settle), $settled, 'a settlement repeated after
 
 for my $time (1 .. 2)
 {
-	my $load = Load->new($node, 5000);
+	my $load = Load->new($node, 5000, 'off');
 	$load->is_under_way;
 	$node->stop('immediate');
 	$node->start;
 	$load->judge($node);
 }
-Load->new($node, 500)->judge($node);
+Load->new($node, 500, 'off')->judge($node);
 Load::use_up($node);
 $node->stop;
 done_testing();

@@ -22,7 +22,7 @@ $primary->reload;
 $primary->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'}) or die;
 
 # The standby is cut off first: whoever still had an answer then would have had it from the primary alone.
-my $load = Load->new($primary, 5000);
+my $load = Load->new($primary, 5000, 'local');
 $load->is_under_way;
 $standby->append_conf('postgresql.conf', "primary_conninfo = ''");
 $standby->reload;
@@ -36,7 +36,7 @@ $standby->promote;
 $load->judge($standby);
 
 # It goes on to the end of the budget.
-Load->new($standby, 500)->judge($standby);
+Load->new($standby, 500, 'off')->judge($standby);
 Load::use_up($standby);
 $standby->stop;
 done_testing();
