@@ -55,6 +55,8 @@ CREATE TABLE kavach.budget_baseline (
   usage        bigint NOT NULL,
   CONSTRAINT budget_baseline_key UNIQUE NULLS NOT DISTINCT (policy_id, measure, period, subject)
 );
+-- No primary key, as subject may be NULL: a publication of all tables would refuse its updates.
+ALTER TABLE kavach.budget_baseline REPLICA IDENTITY FULL;
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.budget_baseline', '');
 SELECT kavach.watch('kavach.budget_baseline', 'policy');

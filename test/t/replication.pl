@@ -20,7 +20,7 @@ for my $name (qw(publisher subscriber))
 my ($publisher, $subscriber) = @node{qw(publisher subscriber)};
 $publisher->safe_psql('postgres', q{
 	SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
-	CREATE PUBLICATION decisions FOR TABLE kavach.agent, kavach.permission, kavach.budget_policy, kavach.budget_limit});
+	CREATE PUBLICATION decisions FOR TABLE kavach.agent, kavach.permission, kavach.budget_policy, kavach.budget_limit, kavach.budget_baseline});
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION decisions CONNECTION '" . $publisher->connstr . " dbname=postgres' PUBLICATION decisions");
 $subscriber->wait_for_subscription_sync($publisher, 'decisions');
 
@@ -40,7 +40,10 @@ obeyed('SELECT', 'allowed|', 'an agent that was copied');
 obeyed(q{SELECT kavach_create_policy(user_id => 'ann', limits => '{"max_tokens_cost_total": 100}')}, 'allowed|100', 'a policy');
 obeyed(q{SELECT kavach_update_policy(policy_id, '{"max_tokens_cost_total": 60}') FROM kavach.budget_policy}, 'allowed|60', 'a lower limit');
 obeyed(q{SELECT kavach_update_policy(policy_id, '{"max_tokens_cost_total": 0}') FROM kavach.budget_policy}, 'budget_exceeded|0', 'nothing left');
+obeyed(q{SELECT kavach_reset_policy(policy_id) FROM kavach.budget_policy}, 'budget_exceeded|0', 'and nothing to forgive');
 obeyed(q{SELECT kavach_update_policy(policy_id, enabled => false) FROM kavach.budget_policy}, 'allowed|', 'a policy that is switched off');
+obeyed(q{SELECT kavach_update_policy(policy_id, enabled => true) FROM kavach.budget_policy}, 'budget_exceeded|0', 'and on again');
+obeyed(q{SELECT kavach_drop_policy(policy_id) FROM kavach.budget_policy}, 'allowed|', 'and dropped');
 obeyed(q{SELECT kavach_revoke_agent('agt_a')}, 'agent_revoked|', 'a revocation');
 obeyed(q{SELECT kavach_restore_agent('agt_a')}, 'allowed|', 'a restoration');
 obeyed(q{SELECT kavach_revoke_permission(permission_id) FROM kavach.permission}, 'permission_denied|', 'a permission that is taken away');
