@@ -8,9 +8,9 @@ use Judge;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our $readme = "$FindBin::RealBin/../../README.md";
+our @documents = map { "$FindBin::RealBin/../../$_" } 'README.md', 'doc/calling.md';
 
-# A database for a program, with an agent of its own and the role of an application.
+# A database for a program, with the agents of the documents and the role of an application.
 sub make_database
 {
 	my ($node, $database) = @_;
@@ -20,6 +20,7 @@ sub make_database
 		DO $$ BEGIN CREATE ROLE myapp LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 		SELECT kavach_grant_role('myapp', 'app');
 		SELECT kavach_create_agent('agt_helper', user_id => 'ann', permissions => '[{"resource": "mcp:openai:*", "actions": ["execute"]}]');
+		SELECT kavach_create_agent('agt_mailer', user_id => 'bob', permissions => '[{"resource": "smtp:*:send", "actions": ["send"], "constraints": {"allowed_arg_patterns": ["*@example.com"]}}]');
 		SELECT kavach_create_policy(agent_id => 'agt_helper', limits => '{"max_tokens_cost_total": 1000}')});
 	Judge::install($node, $database);
 	return;

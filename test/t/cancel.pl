@@ -73,30 +73,26 @@ my @ways = (
 	[ 'pg_terminate_backend', \&cancelled_by ]);
 
 my $number = 0;
-my $id;
-
-sub partition { return sprintf 'kavach.audit_log_%s', $_[0] }
 
 # A wait: who makes it ('before' runs first, then 'holds' in a transaction that stays open until all is over),
-# the statement that waits, and what it answers when it is repeated afterwards. 'second' is another statement
-# that waits in
-# the same place.
+# the statement that waits, and what it answers when it is repeated afterwards. 'first' is another statement
+# that has come before it and waits for the holder itself, so that it waits for that one.
 my %waits = (
 	'a request that another transaction is making' => sub {
 		my $request = 'request-' . ++$number;
 		return (holds => "SELECT call('agt_a', 5, '$request')", waits => "SELECT call('agt_a', 5, '$request')", then => 'as held');
 	},
 	'an authorization that another is settling' => sub {
-		$id = $watch->query("SELECT audit_id FROM kavach_authorize('agt_a', 'run', 'x', 10)");
+		my $id = $watch->query("SELECT audit_id FROM kavach_authorize('agt_a', 'run', 'x', 10)");
 		my $settle = "SELECT usage_id, tokens_charged FROM kavach_record_usage('agt_a', 4, '$id')";
 		return (holds => $settle, waits => $settle, then => 'as held');
 	},
 	'counters that are being loaded' => sub {
-		return (before => 'SELECT kavach_reload_counters()', holds => 'LOCK TABLE ' . partition('2026_03'),
+		return (before => 'SELECT kavach_reload_counters()', holds => 'LOCK TABLE kavach.audit_log_2026_03',
 			waits => "SELECT call('agt_a', 1)", first => "SELECT call('agt_b', 1)", then => qr/^allowed/);
 	},
 	'counters of a rate that are being loaded' => sub {
-		return (before => "SELECT kavach_reload_counters(); SELECT kavach_record_usage('agt_rate', 1)", holds => 'LOCK TABLE ' . partition('2026_03'),
+		return (before => "SELECT kavach_reload_counters(); SELECT kavach_record_usage('agt_rate', 1)", holds => 'LOCK TABLE kavach.audit_log_2026_03',
 			waits => "SELECT call('agt_rate', 1)", first => "SELECT call('agt_rate', 2)", then => qr/^allowed/);
 	},
 	'a partition that is being made' => sub {
@@ -176,13 +172,16 @@ $two->query('COMMIT');
 is(Judge::faults($node), '', 'nothing is left');
 
 $before = spent();
-$two = Session->new($node);
-$two->query("SET idle_in_transaction_session_timeout = '20ms'");
-$two->send("BEGIN; SELECT call('agt_b', 10)");
-$watch->until_gone($two->{pid});
-is(Judge::faults($node), '', 'a transaction that is idle too long: nothing is left');
-is(spent() - $before, 0, 'nor charged');
-$two->die_at_once;
+for my $timeout ('idle_in_transaction_session_timeout', $node->pg_version >= 17 ? 'transaction_timeout' : ())
+{
+	$two = Session->new($node);
+	$two->query("SET $timeout = '20ms'");
+	$two->send("BEGIN; SELECT call('agt_b', 10)");
+	$watch->until_gone($two->{pid});
+	$two->die_at_once;
+	is(Judge::faults($node), '', "a transaction ended by $timeout: nothing is left");
+	is(spent() - $before, 0, 'nor charged');
+}
 
 # ---- at the commit ----
 

@@ -23,7 +23,7 @@ Client::run($node, 'client', [ $nodejs->[0] ], 'node.js');
 is(Judge::faults($node, 'client'), '', 'nothing is left');
 
 Client::make_database($node, 'mydb');
-Client::run($node, 'mydb', [ $nodejs->[0] ], 'readme.js', $Client::readme);
+Client::run($node, 'mydb', [ $nodejs->[0] ], 'readme.js', @Client::documents);
 is(Judge::faults($node, 'mydb'), '', 'nothing is left');
 $node->stop;
 done_testing();

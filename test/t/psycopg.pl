@@ -22,7 +22,7 @@ Client::run($node, 'client', [ $python->[0] ], 'python.py');
 is(Judge::faults($node, 'client'), '', 'nothing is left');
 
 Client::make_database($node, 'mydb');
-Client::run($node, 'mydb', [ $python->[0] ], 'readme.py', $Client::readme);
+Client::run($node, 'mydb', [ $python->[0] ], 'readme.py', @Client::documents);
 is(Judge::faults($node, 'mydb'), '', 'nothing is left');
 $node->stop;
 done_testing();

@@ -1,9 +1,16 @@
-# readme.py: runs the Python of the README as it stands there, with a model that is none. psycopg.pl runs it.
+# readme.py: runs the Python of README.md and doc/calling.md as it stands there, with a model that is none.
+# psycopg.pl runs it.
 import re
 import sys
 import types
 
-source = re.search(r"^```python\n(.*?)^```", open(sys.argv[1], encoding="utf-8").read(), re.S | re.M).group(1)
+from psycopg.types.json import Jsonb
+
+
+def snippet(file):
+    return re.search(r"^```python\n(.*?)^```", open(file, encoding="utf-8").read(), re.S | re.M).group(1)
+
+
 calls = []
 
 
@@ -15,7 +22,7 @@ def model(prompt, max_tokens):
 
 
 page = {"model": model}
-exec(compile(source, "README.md", "exec"), page)
+exec(snippet(sys.argv[1]), page)
 ask, db = page["ask"], page["db"]
 
 
@@ -42,4 +49,8 @@ except PermissionError as error:
     check(str(error).split(":")[0], "budget_exceeded", "a refusal is raised, with its code")
 check(len(calls), 2, "and the model is not called")
 check(left(), 970, "nor anything charged")
+
+page = {"db": db, "Jsonb": Jsonb}
+exec(snippet(sys.argv[2]), page)
+check(page["call"].code, "allowed", "doc/calling.md: a call with arguments")
 print("end")
