@@ -9,9 +9,9 @@
  * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
  * would drop it, one of its partitions, a column, or a unique index (without
  * which a pg_restore --clean would double the rows), be it DROP TABLE, DROP
- * EXTENSION, DROP OWNED or a CASCADE from anywhere.  No hook tells of a DETACH
- * in time (a concurrent one commits half-way), so that an event trigger looks
- * at ALTER TABLE before it runs.  The same trigger fires before every
+ * EXTENSION, DROP OWNED or a CASCADE from anywhere.  It tells of a DETACH only
+ * at its end, and a concurrent one has committed half of it by then, so that an
+ * event trigger looks at ALTER TABLE before it runs.  The same trigger fires before every
  * statement that can drop, and thereby loads this library, and with it the hook,
  * into a session that has called nothing of kavach on a server that does not
  * preload it.  Whoever means it sets kavach.allow_drop.
@@ -81,10 +81,13 @@ kavach_refuse_change(PG_FUNCTION_ARGS)
 static bool
 is_ledger(Oid relid)
 {
-	return relid == find_ledger() ||
-		(get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE &&
-		 OidIsValid(get_extension_oid("kavach", true)) &&
-		 getExtensionOfObject(RelationRelationId, relid) == get_extension_oid("kavach", true));
+	Oid			extension;
+
+	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+		return false;
+	extension = get_extension_oid("kavach", true);
+	return OidIsValid(extension) &&
+		(relid == find_ledger() || getExtensionOfObject(RelationRelationId, relid) == extension);
 }
 
 /*
@@ -185,12 +188,27 @@ refuse_drop(Oid relid)
 		refuse_loss(relid);
 }
 
-/* Partitions that were not made by kavach have no trigger on TRUNCATE. */
+/*
+ * Partitions that were not made by kavach have no trigger on TRUNCATE.  That of
+ * an empty one is let through: pg_restore --jobs does it before each COPY.
+ */
 static void
 refuse_truncate(Oid relid)
 {
-	if (OidIsValid(ledger_of(relid)))
+	if (OidIsValid(ledger_of(relid)) && has_rows(relid))
 		refuse_change(get_rel_name(relid));
+}
+
+/*
+ * A partition comes or goes, and all its locks are held.  One that is coming
+ * is empty or not marked as a partition yet; one that goes was looked at before
+ * (check_alter_table), but may have got its first row since.
+ */
+static void
+refuse_late_detach(Oid relid)
+{
+	if (get_rel_relispartition(relid) && has_rows(relid))
+		refuse_loss(relid);
 }
 
 static void
@@ -198,12 +216,12 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 {
 	if (previous_object_access)
 		previous_object_access(access, class_id, object_id, sub_id, arg);
-	if (class_id != RelationRelationId)
-		return;
-	if (access == OAT_DROP)
+	if (class_id == RelationRelationId && access == OAT_DROP)
 		refuse_drop(object_id);
-	else if (access == OAT_TRUNCATE)
+	else if (class_id == RelationRelationId && access == OAT_TRUNCATE)
 		refuse_truncate(object_id);
+	else if (class_id == InheritsRelationId && access == OAT_POST_ALTER)
+		refuse_late_detach(object_id);
 }
 
 /* A ledger that a crash empties is none. */

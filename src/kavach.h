@@ -370,6 +370,7 @@ extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
 extern void partition_end_transaction(bool commit);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
+extern void partition_announce(Oid ledger);
 extern bool partition_insert(Oid ledger, TimestampTz ts, const RowValues *row);
 
 /* ---- worker.c: the background worker that makes partitions ---- */

@@ -6,7 +6,7 @@
  * A missing partition is made by a worker, in a transaction of its own, and by
  * the call that needs it only where there is no worker (worker.c): then a
  * second caller waits for the first one's transaction, on a lock of ours.  Next
- * month's is made ahead.  The parent carries no index; what a partition needs
+ * month's is made ahead, by a worker alone.  The parent carries no index; what a partition needs
  * is in partition_ddl.
  *
  * ATTACH locks the parent in a way that hinders nobody, so that a backend may
@@ -17,8 +17,9 @@
  * PostgreSQL 15, and seen under load at the first calls of a month.)  So a
  * counter in shared memory is advanced at the commit of each ATTACH, before
  * the usage counters are let go, and who finds it advanced makes list and plans
- * anew (partition_refresh).  For sessions that only run reports, the backend
- * that had it attached invalidates the parent once more with its next row.
+ * anew (partition_refresh).  For sessions that only run reports, the worker
+ * invalidates the parent once more when it has committed, and the backend that
+ * had it attached with its next row.
  *
  * A row goes into the heap and its indexes as an INSERT would put it there,
  * with its constraints checked, but what the executor prepares anew for every
@@ -59,15 +60,17 @@
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
-#define GENERATION_SLOTS	64
+#define NUM_SLOTS	64
+#define SLOT		(MyDatabaseId % NUM_SLOTS)
 
-/* Attached partitions, by slot of database. */
-typedef struct AttachGenerations
+/* By slot of database. */
+typedef struct PartitionShared
 {
-	pg_atomic_uint64 slots[GENERATION_SLOTS];
-} AttachGenerations;
+	pg_atomic_uint64 generations[NUM_SLOTS];	/* of attached partitions */
+	pg_atomic_uint64 tried[NUM_SLOTS];	/* when a next month was made last */
+} PartitionShared;
 
-static AttachGenerations *generations = NULL;
+static PartitionShared *shared = NULL;
 static uint64 seen_generation = 0;	/* that list and plans were made at */
 static bool attached = false;	/* by this transaction */
 static bool announce_again = false; /* an ATTACH that has committed */
@@ -78,7 +81,7 @@ static bool announcing = false; /* with this transaction's commit */
 Size
 partition_shmem_size(void)
 {
-	return MAXALIGN(sizeof(AttachGenerations));
+	return MAXALIGN(sizeof(PartitionShared));
 }
 
 /* Called with AddinShmemInitLock held. */
@@ -87,15 +90,12 @@ partition_shmem_startup(void)
 {
 	bool		found;
 
-	generations = ShmemInitStruct("kavach partitions", sizeof(AttachGenerations), &found);
-	for (int i = 0; i < GENERATION_SLOTS && !found; i++)
-		pg_atomic_init_u64(&generations->slots[i], 0);
-}
-
-static pg_atomic_uint64 *
-generation(void)
-{
-	return &generations->slots[MyDatabaseId % GENERATION_SLOTS];
+	shared = ShmemInitStruct("kavach partitions", sizeof(PartitionShared), &found);
+	for (int i = 0; i < NUM_SLOTS && !found; i++)
+	{
+		pg_atomic_init_u64(&shared->generations[i], 0);
+		pg_atomic_init_u64(&shared->tried[i], 0);
+	}
 }
 
 /* Makes sure that what others have attached and committed is seen. */
@@ -104,9 +104,9 @@ partition_refresh(Oid ledger)
 {
 	uint64		now;
 
-	if (generations == NULL)
+	if (shared == NULL)
 		return;
-	now = pg_atomic_read_u64(generation());
+	now = pg_atomic_read_u64(&shared->generations[SLOT]);
 	if (now == seen_generation)
 		return;
 	seen_generation = now;
@@ -125,8 +125,8 @@ partition_end_transaction(bool commit)
 	if (attached && commit)
 	{
 		announce_again = true;
-		if (generations != NULL)
-			pg_atomic_fetch_add_u64(generation(), 1);
+		if (shared != NULL)
+			pg_atomic_fetch_add_u64(&shared->generations[SLOT], 1);
 	}
 	attached = false;
 }
@@ -221,7 +221,9 @@ partition_name(TimestampTz ts)
 static void
 make_partition(TimestampTz ts)
 {
-	OwnerRights owner;
+	OwnerRights caller;
+	Oid			owner;
+	int			sec_context;
 	char	   *name = partition_name(ts);
 
 	if (OidIsValid(get_relname_relid(name, get_namespace_oid("kavach", false))))
@@ -230,12 +232,15 @@ make_partition(TimestampTz ts)
 				 errmsg("the ledger has no partition for %s", format_utc(ts)),
 				 errdetail("There is a table kavach.%s, but it is no partition of the ledger.", name),
 				 errhint("Attach it again, or rename it.")));
-	query_begin(&owner);
+	query_begin(&caller);
 	pin_table_defaults();
+	/* what the owner has event triggers run must not outlive this */
+	GetUserIdAndSecContext(&owner, &sec_context);
+	SetUserIdAndSecContext(owner, sec_context | SECURITY_RESTRICTED_OPERATION);
 	query_utility(psprintf(partition_ddl, name,
 						   format_utc(period_start(PERIOD_MONTH, ts)),
 						   format_utc(period_end(PERIOD_MONTH, ts))));
-	query_end(&owner);
+	query_end(&caller);
 	attached = true;
 }
 
@@ -255,6 +260,17 @@ partition_make_if_free(Oid ledger_id, TimestampTz ts)
 }
 
 /*
+ * In the worker, when its partitions are committed: invalidates the ledger once
+ * more, for sessions that missed them (see the head of this file).
+ */
+void
+partition_announce(Oid ledger_id)
+{
+	if (find_ledger() == ledger_id)
+		CacheInvalidateRelcacheByRelid(ledger_id);
+}
+
+/*
  * In the caller's transaction.  The lock is one that ATTACH takes anyway; here
  * it waits for a worker that a cancelled caller may have left behind.
  */
@@ -268,15 +284,14 @@ make_partition_here(Oid ledger_id, TimestampTz ts)
 }
 
 /* Has the worker make a month's partition and the next; LOCK_PARTITION is held. */
-static bool
+static void
 have_partitions_made(Oid ledger_id, TimestampTz ts)
 {
-	bool		made = worker_make_partitions(ledger_id, ts);
-
-	announce_again |= made;
+	if (!worker_make_partitions(ledger_id, ts))
+		return;
+	announce_again = true;
 	AcceptInvalidationMessages();
 	partition_refresh(ledger_id);
-	return made;
 }
 
 /*
@@ -294,7 +309,7 @@ ensure_partition(Oid ledger_id, TimestampTz ts)
 	AcceptInvalidationMessages();
 	partition_refresh(ledger_id);
 	if (!has_partition(ledger_id, ts))
-		(void) have_partitions_made(ledger_id, ts);
+		have_partitions_made(ledger_id, ts);
 	if (has_partition(ledger_id, ts))
 		lock_release(LOCK_PARTITION, NULL);
 	else
@@ -304,37 +319,25 @@ ensure_partition(Oid ledger_id, TimestampTz ts)
 	return range;
 }
 
-/* Whether a query of this session has the ledger open. */
-static bool
-ledger_is_in_use(Oid ledger_id)
-{
-	Relation	ledger = table_open(ledger_id, NoLock);
-	bool		in_use = ledger->rd_refcnt > 1;
-
-	table_close(ledger, NoLock);
-	return in_use;
-}
-
 /*
- * Makes next month's partition while this month's is in use.  Left to a later
- * call where another session is at it, or where there is no worker and it
- * cannot be attached now: in a query that reads the ledger, or while the
- * ledger's lock would have to be waited for.
+ * Has next month's partition made while this month's is in use.  Left to the
+ * first call of that month where there is no worker; and where it cannot be
+ * made, it is tried once a minute, not by every new session.
  */
 static void
 make_next_partition(Oid ledger_id, TimestampTz ts)
 {
 	TimestampTz next = period_end(PERIOD_MONTH, ts);
+	pg_atomic_uint64 *tried = &shared->tried[SLOT];
+	TimestampTz now = GetCurrentTimestamp();
 
-	if (next >= CLOCK_END || has_partition(ledger_id, next) || !lock_try(LOCK_PARTITION, NULL))
+	if (next >= CLOCK_END || has_partition(ledger_id, next) ||
+		now < (TimestampTz) pg_atomic_read_u64(tried) + USECS_PER_MINUTE ||
+		!lock_try(LOCK_PARTITION, NULL))
 		return;
-	if (!have_partitions_made(ledger_id, ts) &&
-		!ledger_is_in_use(ledger_id) &&
-		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock) &&
-		!has_partition(ledger_id, next))
-		make_partition(next);
-	else
-		lock_release(LOCK_PARTITION, NULL);
+	pg_atomic_write_u64(tried, now);
+	have_partitions_made(ledger_id, ts);
+	lock_release(LOCK_PARTITION, NULL);
 }
 
 /* ---- the partition that is written to ---- */

@@ -85,25 +85,42 @@ pin_settings(void)
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-/* The worker: one transaction for each partition. */
+static void
+begin_step(const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+static void
+end_step(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_activity(STATE_IDLE, NULL);
+}
+
+/* The worker: one transaction for each partition, then one to announce them. */
 void
 kavach_worker_main(Datum arg)
 {
 	WorkerOrder order;
+	TimestampTz month;
 
 	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	pin_settings();				/* before the first lock is waited for */
 	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
-	for (TimestampTz month = order.ts, count = 0; month < CLOCK_END && count < 2; count++)
+	month = order.ts;
+	for (int i = 0; i < 2 && month < CLOCK_END; i++)
 	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		pgstat_report_activity(STATE_RUNNING, "making a partition of the ledger");
+		begin_step("making a partition of the ledger");
 		partition_make_if_free(order.ledger, month);
-		CommitTransactionCommand();
-		pgstat_report_activity(STATE_IDLE, NULL);
+		end_step();
 		month = period_end(PERIOD_MONTH, month);
 	}
+	begin_step("announcing partitions of the ledger");
+	partition_announce(order.ledger);
+	end_step();
 }

@@ -39,7 +39,14 @@ $node->safe_psql('kept', q{BEGIN; SELECT app.kavach_authorize('agt_a', 'run', 'x
 is(state_of('BEGIN; DROP EXTENSION kavach; ROLLBACK'), '', 'an empty ledger can be dropped');
 is(state_of('BEGIN; DROP TABLE kavach.audit_log_2026_04; ROLLBACK'), '', 'and so can its partitions');
 
-$node->safe_psql('kept', q{SELECT app.kavach_authorize('agt_a', 'run', 'x', 5)});
+# A DETACH that looks at an empty ledger and waits for its lock looks again when it has it.
+my ($writer, $detacher) = map { Session->new($node, 'kept') } 1, 2;
+$writer->query('BEGIN; SELECT count(*) FROM kavach.audit_log');
+$detacher->send('ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03');
+$node->poll_query_until('kept', q{SELECT count(*) = 1 FROM pg_locks WHERE relation = 'kavach.audit_log'::regclass AND NOT granted}) or die;
+is($writer->query(q{SELECT code FROM app.kavach_authorize('agt_a', 'run', 'x', 5); COMMIT}), 'allowed', 'the first row of a ledger gets in');
+like($detacher->answer, qr/42501/, 'and keeps the partition there');
+$_->quit foreach $writer, $detacher;
 my $ledger = q{SELECT (SELECT count(*) FROM kavach.audit_log), sum(tokens_cost), (SELECT string_agg(inhrelid::regclass::text, ' ' ORDER BY inhrelid) FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass),
 	(SELECT count(*) FROM pg_index WHERE indrelid = 'kavach.audit_log_2026_03'::regclass), (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'kavach.audit_log_2026_03'::regclass AND tgenabled = 'A') FROM kavach.audit_log_2026_03};
 my $before = $node->safe_psql('kept', $ledger);
@@ -48,7 +55,12 @@ mkdir $node->backup_dir;
 my $dump = $node->backup_dir . '/kept.dump';
 $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'kept' ], 'and is dumped');
 
+$node->safe_psql('kept', q{
+	CREATE DOMAIN app.note AS text;
+	ALTER TABLE kavach.audit_log ADD COLUMN note app.note;
+	CREATE DATABASE other});
 my @drops = (
+	'DROP DOMAIN app.note CASCADE',
 	'DROP EXTENSION kavach',
 	'DROP EXTENSION kavach CASCADE',
 	'DROP EXTENSION plpgsql CASCADE',
@@ -98,7 +110,8 @@ foreach my $preloaded (1, 0)
 	is($node->safe_psql('kept', $ledger), $before, "$where: nothing has changed");
 	$node->run_log([ 'pg_restore', '--clean', '--if-exists', '-d', 'kept', $dump ]);
 	is($node->safe_psql('kept', $ledger), $before, "$where: nor does a restore over it, that goes on after errors");
-	is(state_of("BEGIN; CREATE TABLE kavach.next PARTITION OF kavach.audit_log FOR VALUES FROM ('2027-01-01Z') TO ('2027-02-01Z'); TRUNCATE kavach.next"), '42501', "$where: TRUNCATE of a partition made by hand")
+	is(state_of("BEGIN; CREATE TABLE kavach.next PARTITION OF kavach.audit_log FOR VALUES FROM ('2027-01-01Z') TO ('2027-02-01Z');
+		INSERT INTO kavach.next (id, ts, kind, agent_id, result, code) VALUES (gen_random_uuid(), '2027-01-15Z', 'usage', 'agt_a', 'allowed', 'recorded'); TRUNCATE kavach.next"), '42501', "$where: TRUNCATE of a partition made by hand")
 		if $preloaded;
 
 	# Who owns the schema of the functions, or the database, is no exception, and may not switch it off.
@@ -113,6 +126,8 @@ foreach my $preloaded (1, 0)
 	is(state_of('CREATE TABLE app.t (a int) PARTITION BY LIST (a); CREATE TABLE app.t1 PARTITION OF app.t DEFAULT; INSERT INTO app.t VALUES (1);
 		ALTER TABLE app.t1 DISABLE TRIGGER ALL; ALTER TABLE app.t1 SET UNLOGGED; ALTER TABLE app.t DETACH PARTITION app.t1; DROP TABLE app.t, app.t1'), '', "$where: tables of others");
 	is($node->safe_psql('kept', $ledger), $before, "$where: nothing has changed");
+	is($node->safe_psql('other', 'CREATE SCHEMA kavach; CREATE TABLE kavach.audit_log (a int) PARTITION BY RANGE (a); CREATE TABLE kavach.p PARTITION OF kavach.audit_log DEFAULT;
+		INSERT INTO kavach.audit_log VALUES (1); DROP TABLE kavach.p; DROP SCHEMA kavach CASCADE'), '', "$where: nor tables of that name in a database without kavach");
 }
 
 # Half-way detached, it is still guarded, as is the rest of the way.
