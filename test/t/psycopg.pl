@@ -14,7 +14,8 @@ my $python = Client::found('import psycopg; psycopg.Connection.pipeline', [ 'pyt
 plan skip_all => 'there is no psycopg 3 (python3-psycopg)' unless $python;
 
 my $node = PostgreSQL::Test::Cluster->new('psycopg');
-$node->init;
+# In the locale C without an encoding, psycopg answers bytes rather than text.
+$node->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'");
 $node->start;
 Client::make_database($node, 'client');
