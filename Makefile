@@ -6,6 +6,7 @@
 #   make demo [TRACE=FILE]   the story on screen, on a private server
 #   make demo-stop           stop that server and remove its folder
 #   make soak [ROUNDS=n SEED=s SECONDS=t]  load, cancels and crashes, judged from outside
+#   make fuzz [ROUNDS=n SEED=s SECONDS=t SQLSMITH=1]  random calls of every function
 #   make valgrind [KIND=k]   the tests on a server under valgrind
 #   make sanitize [KIND=k]   the tests with kavach compiled with ASan and UBSan
 #   make bench [PART=p]      what a call costs beside an INSERT, as ratios
@@ -16,7 +17,7 @@
 PG_CONFIG ?= pg_config
 export PG_CONFIG
 
-SCRIPTED = check lint demo demo-stop soak valgrind sanitize bench
+SCRIPTED = check lint demo demo-stop soak fuzz valgrind sanitize bench
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 
@@ -36,6 +37,9 @@ demo-stop:
 
 soak:
 	@test/soak/run '$(ROUNDS)' '$(SEED)' '$(SECONDS)'
+
+fuzz:
+	@SQLSMITH='$(SQLSMITH)' test/fuzz/run '$(ROUNDS)' '$(SEED)' '$(SECONDS)'
 
 valgrind sanitize:
 	@test/memory/run $@ $(KIND)
