@@ -95,8 +95,11 @@ fi
 # Prints the packages of the clients that are missing. They are looked for where the
 # tests look (test/t/*.pl).
 missing_clients() {
+  local module
   PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || echo pgbouncer
-  python3 -c "import psycopg" 2>/dev/null || /usr/bin/python3 -c "import psycopg" 2>/dev/null || echo python3-psycopg
+  for module in psycopg psycopg2; do
+    python3 -c "import $module" 2>/dev/null || /usr/bin/python3 -c "import $module" 2>/dev/null || echo "python3-$module"
+  done
   NODE_PATH=/usr/share/nodejs:/usr/lib/node_modules:/usr/local/lib/node_modules \
     node -e "require('pg')" 2>/dev/null || echo node-pg
 }

@@ -1,4 +1,4 @@
-# psycopg.pl: kavach through psycopg 3, as Python applications use it.
+# psycopg.pl: kavach through psycopg 3, and psycopg2, as Python applications use them.
 use strict;
 use warnings;
 use FindBin;
@@ -10,7 +10,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 # The distribution's psycopg belongs to its own Python.
-my $python = Client::found('import psycopg; psycopg.Connection.pipeline', [ 'python3', '-c' ], [ '/usr/bin/python3', '-c' ]);
+my @pythons = ([ 'python3', '-c' ], [ '/usr/bin/python3', '-c' ]);
+my $python = Client::found('import psycopg; psycopg.Connection.pipeline', @pythons);
+my $older = Client::found('import psycopg2', @pythons);
 plan skip_all => 'there is no psycopg 3 (python3-psycopg)' unless $python;
 
 my $node = PostgreSQL::Test::Cluster->new('psycopg');
@@ -25,5 +27,13 @@ is(Judge::faults($node, 'client'), '', 'nothing is left');
 Client::make_database($node, 'mydb');
 Client::run($node, 'mydb', [ $python->[0] ], 'readme.py', @Client::documents);
 is(Judge::faults($node, 'mydb'), '', 'nothing is left');
+
+SKIP:
+{
+	skip 'there is no psycopg2 (python3-psycopg2)', 1 unless $older;
+	Client::make_database($node, 'older');
+	Client::run($node, 'older', [ $older->[0] ], 'dbapi.py');
+	is(Judge::faults($node, 'older'), '', 'nothing is left');
+}
 $node->stop;
 done_testing();
