@@ -42,7 +42,7 @@ BEGIN;
 SELECT code FROM kavach_authorize(:agent, 'run', 'x', tokens_cost => :cost);
 ROLLBACK;
 SELECT code, tokens_remaining FROM kavach_check_budget(:agent, :cost);
-} } 1 .. 40);
+} } 1 .. 36);    # at 39 pgbench 15 writes past its array, of which AddressSanitizer tells
 my %ledger;
 for my $mode (@modes)
 {
