@@ -74,9 +74,12 @@ write_instant(TimestampTz instant, char **text)
 {
 	struct pg_tm tm;
 	fsec_t		fsec;
-	char	   *written = compat_guc_malloc(MAXDATELEN + 1);
+	char	   *written;
 
-	if (written == NULL || timestamp2tm(instant, NULL, &tm, &fsec, NULL, NULL) != 0)
+	if (timestamp2tm(instant, NULL, &tm, &fsec, NULL, NULL) != 0)
+		return false;
+	written = compat_guc_malloc(MAXDATELEN + 1);
+	if (written == NULL)
 		return false;
 	tm.tm_isdst = 0;			/* or no offset is written */
 	EncodeDateTime(&tm, fsec, true, 0, NULL, USE_ISO_DATES, written);

@@ -7,14 +7,15 @@
  * off, and spare no one: a correction is a new row.
  *
  * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
- * would drop it, one of its partitions, a column, or a unique index (without
- * which a pg_restore --clean would double the rows), be it DROP TABLE, DROP
- * EXTENSION, DROP OWNED or a CASCADE from anywhere.  It tells of a DETACH only
- * at its end, and a concurrent one has committed half of it by then, so that an
- * event trigger looks at ALTER TABLE before it runs.  The same trigger fires before every
- * statement that can drop, and thereby loads this library, and with it the hook,
- * into a session that has called nothing of kavach on a server that does not
- * preload it.  Whoever means it sets kavach.allow_drop.
+ * would drop it, one of its partitions, a column, a unique index (without
+ * which a pg_restore --clean would double the rows) or one of those triggers,
+ * be it DROP TABLE, DROP EXTENSION, DROP OWNED or a CASCADE from anywhere.  It
+ * tells of a DETACH only at its end, and a concurrent one has committed half of
+ * it by then, so that an event trigger looks at ALTER TABLE before it runs.  The
+ * same trigger fires before every statement that can drop, and thereby loads
+ * this library, and with it the hook, into a session that has called nothing of
+ * kavach on a server that does not preload it.  Whoever means it sets
+ * kavach.allow_drop.
  *
  * Caveats: DROP DATABASE, and a superuser who takes the triggers away, are not
  * hindered.  A pg_restore --clean over a ledger with rows is.  Without preload
@@ -23,6 +24,7 @@
  */
 #include "kavach.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -33,11 +35,13 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_trigger.h"
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "storage/lmgr.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -119,6 +123,31 @@ table_of_unique_index(Oid relid)
 	return table;
 }
 
+/* The table whose rows a trigger keeps; InvalidOid for a trigger of others. */
+static Oid
+table_of_guard(Oid trigger_id)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			table = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(trigger_id));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
+
+		if (same_text(get_func_name(trigger->tgfoid), "refuse_change"))
+			table = trigger->tgrelid;
+	}
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
+	return table;
+}
+
 /* Whether a table has rows, uncommitted ones included. */
 static bool
 has_rows(Oid relid)
@@ -173,7 +202,7 @@ refuse_loss(Oid relid)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the ledger holds rows and cannot be taken apart"),
-				 errdetail("The statement drops or detaches table \"%s\", or drops a column or a unique index of it.",
+				 errdetail("The statement drops or detaches table \"%s\", or drops a column, a unique index or a trigger of it.",
 						   get_rel_name(relid)),
 				 errhint("Export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
 }
@@ -184,6 +213,15 @@ refuse_drop(Oid relid)
 {
 	if (get_rel_relkind(relid) == RELKIND_INDEX)
 		relid = table_of_unique_index(relid);
+	if (OidIsValid(relid))
+		refuse_loss(relid);
+}
+
+static void
+refuse_trigger_drop(Oid trigger_id)
+{
+	Oid			relid = allow_drop ? InvalidOid : table_of_guard(trigger_id);
+
 	if (OidIsValid(relid))
 		refuse_loss(relid);
 }
@@ -220,6 +258,8 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 		refuse_drop(object_id);
 	else if (class_id == RelationRelationId && access == OAT_TRUNCATE)
 		refuse_truncate(object_id);
+	else if (class_id == TriggerRelationId && access == OAT_DROP)
+		refuse_trigger_drop(object_id);
 	else if (class_id == InheritsRelationId && access == OAT_POST_ALTER)
 		refuse_late_detach(object_id);
 }
