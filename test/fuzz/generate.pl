@@ -1,17 +1,18 @@
 #!/usr/bin/perl
 # generate.pl: random calls of every function of kavach, as a script for psql.
 #
-#   generate.pl CATALOG SEED SCENES [alone]
+#   generate.pl CATALOG SEED SCENES SESSION
 #
 # CATALOG is what catalog.sql prints.  The same catalog and seed give the same script.  A scene
 # is what a session does between two moments without a transaction: a call, a transaction with
-# savepoints, a block with exceptions, a cursor, ...  alone: calls one by one, through fuzz.alone.
+# savepoints, a block with exceptions, a cursor, ...  The session
+# that is called alone makes calls one by one, through fuzz.alone (world.sql).
 use strict;
 use warnings;
 use utf8;
 use Encode qw(encode);
 
-my ($catalog, $seed, $scenes, $alone) = @ARGV;
+my ($catalog, $seed, $scenes, $session) = @ARGV;
 my (@functions, @triggers, @event_triggers, @relations, @settings);
 our $row = '';         # " + i" where the call stands in a query or loop over i
 my $guarded = 0;       # whether the call may name agents that are guarded (world.sql)
@@ -508,7 +509,7 @@ sub read_catalog
 
 read_catalog();
 srand($seed);
-if ($alone)
+if ($session eq 'alone')
 {
 	for (1 .. $scenes)
 	{
