@@ -5,8 +5,9 @@
 #
 # CATALOG is what catalog.sql prints.  The same catalog and seed give the same script.  A scene
 # is what a session does between two moments without a transaction: a call, a transaction with
-# savepoints, a block with exceptions, a cursor, ...  The session
-# that is called alone makes calls one by one, through fuzz.alone (world.sql).
+# savepoints, a block with exceptions, a cursor, ...  The session that is called alone makes calls
+# one by one, through fuzz.alone (world.sql), and first calls each function with each of its
+# arguments in turn NULL or anything, while the others fit.
 use strict;
 use warnings;
 use utf8;
@@ -271,6 +272,30 @@ sub call
 	return sprintf('%s(%s)', $function->{name}, join(', ', @arguments));
 }
 
+# Each function with one argument at a time that is NULL, or anything, while the others fit.
+sub sweep
+{
+	my @queries;
+	my %seen;
+	for my $function (grep { !$seen{ $_->{name} }++ } @functions)
+	{
+		my @arguments = @{ $function->{arguments} };
+		for my $odd (map { ($_) x 6 } 0 .. $#arguments)
+		{
+			my @values;
+			$agent = undef;
+			for my $at (0 .. $#arguments)
+			{
+				my ($name, $type) = @{ $arguments[$at] };
+				local $sane = $at != $odd;
+				push(@values, $sane ? fitting_value($name, $type) : @queries % 2 ? value($name, $type) : "NULL::$type");
+			}
+			push(@queries, sprintf('SELECT count(*) FROM %s(%s) AS f WHERE f IS NOT NULL', $function->{name}, join(', ', @values)));
+		}
+	}
+	return @queries;
+}
+
 # A query with one call.
 sub query
 {
@@ -511,11 +536,7 @@ read_catalog();
 srand($seed);
 if ($session eq 'alone')
 {
-	for (1 .. $scenes)
-	{
-		my $query = query();
-		emit('SELECT fuzz.alone($fuzz$' . $query . '$fuzz$)');
-	}
+	emit('SELECT fuzz.alone($fuzz$' . $_ . '$fuzz$)') for sweep(), map { query() } 1 .. $scenes;
 }
 else
 {
