@@ -334,7 +334,6 @@ my @plain_settings = (
 	[ 'plan_cache_mode', 'force_generic_plan', 'force_custom_plan' ],
 	[ 'statement_timeout', '1ms', '5ms', '30ms' ],
 	[ 'lock_timeout', '1ms', '10ms' ],
-	[ 'parallel_setup_cost', '0' ], [ 'parallel_tuple_cost', '0' ], [ 'min_parallel_table_scan_size', '0' ],
 	[ 'jit_above_cost', '0' ],
 	[ 'session_replication_role', 'replica', 'local', 'origin' ],
 	[ 'synchronous_commit', 'off', 'local' ],
@@ -481,6 +480,13 @@ sub wrapper
 		pick('COMMIT', 'ROLLBACK'), 'DROP TABLE IF EXISTS pg_temp.w', 'DROP FUNCTION IF EXISTS pg_temp.w(int)');
 }
 
+# Parallel workers are given the settings, and in another order.
+sub parallel
+{
+	return ((map { "SET $_ = 0" } qw(parallel_setup_cost parallel_tuple_cost min_parallel_table_scan_size min_parallel_index_scan_size)),
+		map { (setting(), kavach_setting(), read_relation()) } 1 .. 3);
+}
+
 sub cancel_another
 {
 	return sprintf("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'fuzz%%' AND pid <> pg_backend_pid() ORDER BY hashtext(%d || pid::text) LIMIT 1", below(1000));
@@ -505,7 +511,7 @@ sub scene
 	emit(map { setting() } 0 .. below(3)) if chance(0.3);
 	emit(one_of(
 		40 => \&query, 15 => sub { over_rows(pick(1, 5, 40)) }, 25 => \&transaction, 20 => \&block, 6 => \&cursor, 8 => \&prepared, 5 => \&wrapper,
-		4 => \&trigger, 1 => \&event_trigger, 4 => \&read_relation, 3 => \&change_ledger, 1 => \&cancel_another));
+		4 => \&trigger, 1 => \&event_trigger, 3 => \&parallel, 4 => \&read_relation, 3 => \&change_ledger, 1 => \&cancel_another));
 	if (chance(0.5))
 	{
 		emit('RESET ALL');
@@ -526,6 +532,8 @@ sub read_catalog
 		push(@settings, { name => $name, values => $rest // '' }) if $what eq 'setting';
 		next if $what ne 'function';
 		my %function = (name => $name, kind => $kind, arguments => [ map { [ split(/,/) ] } split(/;/, $rest // '') ]);
+		# its REVOKE against a GRANT of another session's is an internal error of the server's
+		next if $name eq 'kavach.make_private' && $session ne 'alone';
 		my $list = $kind eq 'trigger' ? \@triggers : $kind eq 'event_trigger' ? \@event_triggers : \@functions;
 		# what decides or charges more often than the rest
 		push(@$list, (\%function) x ((grep { $_->[0] =~ /^tokens/ } @{ $function{arguments} }) ? 12 : 1));

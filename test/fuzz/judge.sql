@@ -39,7 +39,7 @@ INSERT INTO expected VALUES
   ('3B001', 'savepoint that is not there'), ('2D000', 'COMMIT in a block within a transaction'), ('55000', 'FETCH BACKWARD'),
   ('40001', 'serialization'), ('40P01', 'deadlock'), ('55P03', 'lock_timeout, NOWAIT'), ('57014', 'cancel, timeouts'),
   ('55006', 'tables in use by the session'), ('55P02', 'settings that need a restart'), ('42704', 'settings'),
-  ('08006', 'psql was ended'), ('54000', 'too large'), ('54001', 'too deep'),
+  ('08006', 'psql was ended'), ('57P03', 'after a crash'), ('54000', 'too large'), ('54001', 'too deep'),
   ('42501', 'roles without rights');
 INSERT INTO expected VALUES
   ('42710', 'a trigger that is there', 'trigger'), ('42809', 'not a table', 'TRIGGER|MODE|TRUNCATE|DELETE|UPDATE|MERGE|REVOKE'),
@@ -47,8 +47,7 @@ INSERT INTO expected VALUES
   ('42P07', 'a table that is there', 'pg_temp|fuzzed|CREATE TEMP'), ('42P01', 'a table that is not there', 'pg_temp|fuzz|nowhere|"w"'),
   ('3F000', 'no temporary schema yet', 'pg_temp'),
   ('42P17', 'functions that are not immutable', 'pg_temp.w'), ('42883', 'a function that is not there', 'pg_temp.w'), ('23514', 'functions in constraints', 'relation "w"'),
-  ('23502', 'helpers trust their callers', 'kavach.merge_limits'), ('42601', 'helpers trust their callers', 'kavach.(watch|make_private)'),
-  ('XX000', 'two GRANT or REVOKE at once', '^tuple concurrently .*make_private');
+  ('23502', 'helpers trust their callers', 'kavach.merge_limits'), ('42601', 'helpers trust their callers', 'kavach.(watch|make_private)');
 INSERT INTO expected SELECT DISTINCT state, 'sqlsmith guesses' FROM log WHERE :any AND state !~ '^XX';
 
 CREATE TEMP VIEW fault AS
@@ -68,6 +67,13 @@ SELECT format('%s %s: %s (%s, %s times)', min(what), state, min(left(message, 50
   FROM fault
  GROUP BY state, location, regexp_replace(left(message, 60), '["''].*|[0-9]+', '', 'g')
  ORDER BY min(log_time);
+
+-- A parallel worker that crashes names no statement: what the sessions have last complained about.
+SELECT format('before the crash, %s: %s', application_name, left(query, 500))
+  FROM (SELECT DISTINCT ON (application_name) * FROM log
+         WHERE application_name ~ '^fuzz' AND query IS NOT NULL
+           AND log_time <= (SELECT min(log_time) FROM log WHERE message ~ 'was terminated by signal')
+         ORDER BY application_name, log_time DESC, session_line_num DESC) AS l;
 
 \o :report
 SELECT format('%s errors and warnings: ', sum(n)), string_agg(format('%s %s', n, state), ', ' ORDER BY n DESC)

@@ -104,7 +104,7 @@ CREATE FUNCTION fuzz.audit_id_of(agent text, n bigint) RETURNS uuid LANGUAGE sql
     FROM (SELECT id FROM kavach.audit_log WHERE agent_id = agent AND kind = 'authorize' ORDER BY id DESC LIMIT 20) AS l
 $$;
 CREATE FUNCTION fuzz.instant(n bigint) RETURNS text LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog SET TimeZone = 'UTC' SET DateStyle = 'ISO' AS $$
-  SELECT ts::text FROM fuzz.instant ORDER BY k OFFSET abs(n) % 6 LIMIT 1
+  SELECT replace(ts::text, '+00', 'Z') FROM fuzz.instant ORDER BY k OFFSET abs(n) % 6 LIMIT 1
 $$;
 -- So many bytes of a character, and what is left of another one.
 CREATE FUNCTION fuzz.text(c text, bytes int) RETURNS text LANGUAGE sql SET search_path = pg_catalog AS $$
