@@ -179,7 +179,7 @@ race('simple', $superuser);
 race('extended', 'app');
 SKIP:
 {
-	skip "pgbouncer $version keeps no prepared statements in transaction pooling", 3 unless $keeps_statements;
+	skip "pgbouncer $version keeps no prepared statements in transaction pooling", 1 unless $keeps_statements;
 	race('prepared', $superuser);
 }
 is($node->safe_psql('postgres', q{SELECT max(n) <= 2 FROM (SELECT count(*) AS n FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY usename) AS pool}),
