@@ -42,7 +42,7 @@ fuzz:
 	@SQLSMITH='$(SQLSMITH)' test/fuzz/run '$(ROUNDS)' '$(SEED)' '$(SECONDS)'
 
 valgrind sanitize:
-	@test/memory/run $@ $(KIND)
+	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' DURATION='$(SECONDS)' test/memory/run $@ $(KIND)
 
 bench:
 	@bench/run.sh '$(PART)'
