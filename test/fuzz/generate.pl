@@ -263,7 +263,7 @@ sub call
 	for my $argument (@{ $function->{arguments} })
 	{
 		my ($name, $type, $required) = @$argument;
-		if (!$required && $name && chance(0.45)) { $named = 1; next }
+		if (!$required && $name && chance($type eq 'jsonb' ? 0.3 : $sane ? 0.7 : 0.45)) { $named = 1; next }
 		$named = 1 if $name && chance(0.1);
 		my $value = value($name, $type);
 		if ($parameters && chance(0.6)) { push(@$parameters, [ $type, $value ]); $value = '$' . @$parameters }
