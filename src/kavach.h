@@ -14,6 +14,7 @@
 
 #include "access/tupdesc.h"
 #include "fmgr.h"
+#include "storage/lockdefs.h"
 #include "utils/array.h"
 #include "utils/inet.h"
 #include "utils/jsonb.h"
@@ -392,6 +393,7 @@ typedef enum LockClass
 	LOCK_LOAD					/* + ScopeKind; comes last */
 } LockClass;
 
+extern void lock_relation(Oid relid, LOCKMODE mode);
 extern void lock_acquire(int class, const char *id);
 extern bool lock_try(int class, const char *id);
 extern void lock_release(int class, const char *id);

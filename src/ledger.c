@@ -259,11 +259,10 @@ ledger_begin(void)
 	{
 		Oid			ledger = ledger_oid();
 
-		LockRelationOid(ledger, RowExclusiveLock);
+		lock_relation(ledger, RowExclusiveLock);
 		if (ledger == ledger_oid())
 			return;
-		/* dropped, and made anew */
-		UnlockRelationOid(ledger, RowExclusiveLock);
+		/* dropped, and made anew: the lock on what was is no harm */
 	}
 }
 

@@ -22,7 +22,9 @@
 
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "utils/resowner.h"
 
 static LOCKTAG
 lock_tag(int class, const char *id)
@@ -39,13 +41,40 @@ lock_tag(int class, const char *id)
 	return tag;
 }
 
+/*
+ * Makes the (sub)transaction the owner of the locks that follow, rather than
+ * the query, and returns who was.  What a cursor has locked is given back where
+ * it fails in a savepoint, while the rows and charges of its earlier fetches
+ * stay.  An error needs no clean-up: the end of the (sub)transaction does it.
+ */
+static ResourceOwner
+own_by_transaction(void)
+{
+	ResourceOwner saved = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	return saved;
+}
+
+/* Locks a relation to the end of the transaction. */
+void
+lock_relation(Oid relid, LOCKMODE mode)
+{
+	ResourceOwner saved = own_by_transaction();
+
+	LockRelationOid(relid, mode);
+	CurrentResourceOwner = saved;
+}
+
 /* Waits for the lock on (class, id); NULL stands for the one of its class. */
 void
 lock_acquire(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
 
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	CurrentResourceOwner = saved;
 }
 
 /* Takes the lock if it is free; otherwise returns false at once. */
@@ -53,8 +82,11 @@ bool
 lock_try(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
+	bool		taken = LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 
-	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	CurrentResourceOwner = saved;
+	return taken;
 }
 
 /* Gives a lock back before the transaction ends. */
@@ -62,6 +94,8 @@ void
 lock_release(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
 
 	(void) LockRelease(&tag, ExclusiveLock, false);
+	CurrentResourceOwner = saved;
 }

@@ -552,7 +552,7 @@ find_target(Oid ledger_id, TimestampTz ts)
 	if (target.valid && target.complete &&
 		target.ledger == ledger_id && ts >= target.start && ts < target.end)
 	{
-		LockRelationOid(target.relid, RowExclusiveLock);
+		lock_relation(target.relid, RowExclusiveLock);
 		if (target.valid)
 			return;
 	}
@@ -569,7 +569,8 @@ find_target(Oid ledger_id, TimestampTz ts)
 	target.start = range.start;
 	target.end = range.end;
 	ledger = table_open(ledger_id, RowExclusiveLock);
-	partition = table_open(range.relid, RowExclusiveLock);
+	lock_relation(range.relid, RowExclusiveLock);
+	partition = table_open(range.relid, NoLock);
 	target.valid = true;
 	target.complete = false;
 	target.direct = takes_rows_directly(partition, ledger);
