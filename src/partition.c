@@ -564,15 +564,15 @@ find_target(Oid ledger_id, TimestampTz ts)
 
 	range = ensure_partition(ledger_id, ts);
 	make_next_partition(ledger_id, ts);
+	ledger = table_open(ledger_id, RowExclusiveLock);
+	lock_relation(range.relid, RowExclusiveLock);
+	partition = table_open(range.relid, NoLock);
+	target.complete = false;	/* what follows may fail half-way */
+	target.valid = true;
 	target.ledger = ledger_id;
 	target.relid = range.relid;
 	target.start = range.start;
 	target.end = range.end;
-	ledger = table_open(ledger_id, RowExclusiveLock);
-	lock_relation(range.relid, RowExclusiveLock);
-	partition = table_open(range.relid, NoLock);
-	target.valid = true;
-	target.complete = false;
 	target.direct = takes_rows_directly(partition, ledger);
 	map_columns(partition);
 	compile_target(partition);

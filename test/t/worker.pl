@@ -61,6 +61,25 @@ is(at('2039-01', "BEGIN READ WRITE; $call; COMMIT"), 'allowed', 'a database that
 $node->safe_psql('postgres', 'SET default_transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only');
 like(months(), qr/2039_01 2039_02/, 'is not to the worker');
 
+# A call that is cancelled on its way into another month's partition leaves nothing of the one that it came from behind.
+is(at('2042-01', "$call; SET kavach.clock = '2042-02-15Z'; $call"), "allowed\nallowed", 'two months');
+$one->query("SET kavach.clock = '2042-01-15Z'; $call; $call");
+$reader->query('BEGIN; LOCK TABLE kavach.audit_log_2042_02 IN SHARE MODE');
+$one->query("SET kavach.clock = '2042-02-15Z'");
+$one->send($call);
+$node->poll_query_until('postgres', "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = " . $one->pid) or die;
+$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $one->pid . ')');
+like($one->answer, qr/57014/, 'a call is cancelled at the lock of a partition');
+$reader->query('COMMIT');
+my $id = $one->query($call =~ s/code/audit_id/r);
+my %rows = ('2042_01' => 3, '2042_02' => 2);
+foreach my $month (sort keys %rows)
+{
+	is($node->safe_psql('postgres', "SELECT count(*) FROM kavach.audit_log_$month"), $rows{$month}, "$month has its rows");
+	is($node->safe_psql('postgres', "SET enable_seqscan = off; SELECT count(*) FROM kavach.audit_log_$month WHERE batch = 0"), $rows{$month}, 'and its index as many');
+}
+like($one->query("SELECT code FROM kavach_record_usage('agt_a', 1, '$id')"), qr/^recorded/, 'and the row is found by it');
+
 # A caller who does not wait for his worker leaves the next one with a worker that is still at it.
 $node->safe_psql('postgres', q{
 	CREATE TABLE hold (a int);
@@ -122,7 +141,7 @@ unlike(months(), qr/2050_06/, 'the next month is left to its own first call');
 is(at('2050-06', $call), 'allowed', 'which makes it');
 $node->safe_psql('postgres', q{CREATE TABLE kavach.audit_log_2050_08 (a int)});
 is(at('2050-07', $call), 'allowed', 'one that cannot be made is in nobody\'s way before');
-is($node->safe_psql('postgres', 'SELECT count(*), sum(tokens_cost), (SELECT count(*) FROM kavach.audit_log_2050_05) FROM kavach.audit_log'),
+is($node->safe_psql('postgres', q{SELECT count(*) FILTER (WHERE kind = 'authorize'), sum(tokens_cost), (SELECT count(*) FROM kavach.audit_log_2050_05) FROM kavach.audit_log}),
 	$node->safe_psql('postgres', q{SELECT calls, tokens, 2 FROM kavach.current_usage('agent', 'agt_a', 'total', true)}), 'and all of it is counted');
 $node->stop;
 done_testing();
