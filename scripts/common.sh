@@ -96,3 +96,13 @@ stop_server() {
     fi
   )
 }
+
+# wait_until SECONDS COMMAND…: polls until COMMAND succeeds; false where it does not in that time.
+wait_until() {
+  local tries
+  for ((tries = 0; tries < $1 * 10; tries++)); do
+    "${@:2}" && return
+    sleep 0.1
+  done
+  return 1
+}
