@@ -188,7 +188,10 @@ ledger_has_rows(Oid ledger)
 
 /* ---- what would lose rows ---- */
 
-/* Raises an error where a statement takes a table of the ledger away from it. */
+/*
+ * Raises an error where a statement takes a table of the ledger away from it.
+ * InvalidOid is no table of the ledger.
+ */
 static void
 refuse_loss(Oid relid)
 {
@@ -213,17 +216,7 @@ refuse_drop(Oid relid)
 {
 	if (get_rel_relkind(relid) == RELKIND_INDEX)
 		relid = table_of_unique_index(relid);
-	if (OidIsValid(relid))
-		refuse_loss(relid);
-}
-
-static void
-refuse_trigger_drop(Oid trigger_id)
-{
-	Oid			relid = allow_drop ? InvalidOid : table_of_guard(trigger_id);
-
-	if (OidIsValid(relid))
-		refuse_loss(relid);
+	refuse_loss(relid);
 }
 
 /*
@@ -259,7 +252,7 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 	else if (class_id == RelationRelationId && access == OAT_TRUNCATE)
 		refuse_truncate(object_id);
 	else if (class_id == TriggerRelationId && access == OAT_DROP)
-		refuse_trigger_drop(object_id);
+		refuse_loss(table_of_guard(object_id));
 	else if (class_id == InheritsRelationId && access == OAT_POST_ALTER)
 		refuse_late_detach(object_id);
 }
@@ -288,15 +281,6 @@ refuse_triggers_off(Oid relid)
 }
 
 static void
-refuse_detach(const RangeVar *partition)
-{
-	Oid			relid = RangeVarGetRelid(partition, NoLock, true);
-
-	if (OidIsValid(relid))
-		refuse_loss(relid);
-}
-
-static void
 check_alter_table(const AlterTableStmt *statement)
 {
 	Oid			relid = RangeVarGetRelid(statement->relation, NoLock, true);
@@ -312,7 +296,7 @@ check_alter_table(const AlterTableStmt *statement)
 		{
 			case AT_DetachPartition:
 			case AT_DetachPartitionFinalize:
-				refuse_detach(castNode(PartitionCmd, command->def)->name);
+				refuse_loss(RangeVarGetRelid(castNode(PartitionCmd, command->def)->name, NoLock, true));
 				break;
 			case AT_SetUnLogged:
 				refuse_unlogged(relid);

@@ -209,7 +209,6 @@ pin_table_defaults(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
-
 static char *
 partition_name(TimestampTz ts)
 {
@@ -277,7 +276,7 @@ partition_announce(Oid ledger_id)
 static void
 make_partition_here(Oid ledger_id, TimestampTz ts)
 {
-	LockRelationOid(ledger_id, ShareUpdateExclusiveLock);
+	lock_relation(ledger_id, ShareUpdateExclusiveLock);
 	partition_refresh(ledger_id);
 	if (!has_partition(ledger_id, ts))
 		make_partition(ts);
