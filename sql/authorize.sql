@@ -51,7 +51,7 @@ AS 'MODULE_PATHNAME', 'kavach_record_usage';
 COMMENT ON FUNCTION @extschema@.kavach_record_usage(text, bigint, uuid, text, jsonb) IS
 'Records what a call really spent, after the call. What is spent is recorded, past a limit and for a revoked agent too.
 tokens_cost: the actual figure, 0 to 10^15; 0 releases an estimate;
-audit_id: the authorization that this settles: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
+audit_id: the authorization that this settles, of a dropped agent, too: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
 metadata: a JSON object, kept.
 usage_id: the ledger row; tokens_charged: what it charges, negative for a refund; code: recorded, or over_budget where a budget is used up now, policy_id naming it; tokens_remaining, calls_remaining: as for kavach_authorize.
 Errors: 22004, 22023, 22001, 22003 bad input, an audit_id that is unknown, refused or another agent''s, or a settlement repeated with another figure; 42704 unknown agent.';
@@ -74,12 +74,13 @@ COMMENT ON FUNCTION @extschema@.kavach_check_budget(text, bigint) IS
 tokens_cost: 0 to 10^15, NULL for a call without cost. The answers are as for kavach_authorize, as things stand.
 Errors: 22004, 22023, 22001, 22003 bad input.';
 
-CREATE FUNCTION @extschema@.kavach_adjust(agent_id text, tokens bigint, reason text)
+CREATE FUNCTION @extschema@.kavach_adjust(agent_id text, tokens bigint, reason text, request_id text DEFAULT NULL)
 RETURNS uuid
 LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_adjust';
 
-COMMENT ON FUNCTION @extschema@.kavach_adjust(text, bigint, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_adjust(text, bigint, text, text) IS
 'Corrects the bill of an agent''s present user and tenant with a ledger row of kind adjustment, and returns its id.
-tokens: a charge, or negative a credit, at most 10^15; it counts in the current windows; reason: required, kept.
-Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent.';
+tokens: a charge, or negative a credit, at most 10^15; it counts in the current windows; reason: required, kept;
+request_id: a key that makes retries safe: the same id again and nothing charged.
+Errors: 22004, 22023, 22001, 22003 bad input or a request_id used for another adjustment; 42704 unknown agent.';

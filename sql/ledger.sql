@@ -71,6 +71,14 @@ COMMENT ON COLUMN kavach.audit_log.tokens_cache_write IS 'Tokens written to a ca
 COMMENT ON COLUMN kavach.audit_log.cost IS 'Its price, when known.';
 COMMENT ON COLUMN kavach.audit_log.metadata IS 'The application''s own notes, a JSON object.';
 
+CREATE FUNCTION kavach.charged_at(ts timestamptz, tokens_cost bigint, settles uuid)
+RETURNS timestamptz
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN settles IS NOT NULL AND tokens_cost < 0 THEN least(ts, kavach.uuid7_ts(settles)) ELSE ts END;
+
+COMMENT ON FUNCTION kavach.charged_at(timestamptz, bigint, uuid) IS
+  'The time in whose windows a ledger row counts against limits: its ts, but what a settlement gives back counts in those of the authorization that it settles. Bills and reports go by ts.';
+
 CREATE FUNCTION kavach.refuse_change()
 RETURNS trigger
 LANGUAGE c

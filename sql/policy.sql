@@ -352,13 +352,14 @@ WITH clock AS (
    UNION ALL
   SELECT 'total', '-infinity', NULL
 ), usage AS MATERIALIZED (
-  -- for each policies: one pass of the ledger a period
+  -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
   SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
          coalesce(sum(a.tokens_cost), 0) AS tokens,
          count(*) FILTER (WHERE a.kind = 'authorize') AS calls
     FROM win w
-    JOIN kavach.audit_log a ON a.ts >= w.period_start AND a.ts < coalesce(w.period_end, 'infinity')
-   WHERE a.result = 'allowed'
+    JOIN kavach.audit_log a ON a.ts >= w.period_start
+   CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+   WHERE a.result = 'allowed' AND charged_at >= w.period_start AND charged_at < coalesce(w.period_end, 'infinity')
      AND w.period IN (SELECT l.period FROM kavach.budget_limit l JOIN kavach.budget_policy p USING (policy_id) WHERE p.each)
    GROUP BY w.period, a.agent_id, a.user_id, a.tenant_id
 )

@@ -204,7 +204,7 @@ open_counters(CounterSet *counters, const Call *call, const Subject *subject, Pe
 		if (candidate->rate >= 0)
 			rated[nrated++] = candidate->permission_id;
 	}
-	counter_open(counters, subject, call->ts, rated, nrated);
+	counter_open(counters, subject, call->ts, call->ts, rated, nrated);
 }
 
 /*
@@ -386,7 +386,7 @@ authorize(const Call *call)
 
 	/* before anything is looked up, as it may wait */
 	if (call->request_id != NULL)
-		ledger_lock_request(call->agent_id, call->request_id);
+		ledger_lock_request(call->agent_id, call->request_id, call->ts);
 	profile = catalog_profile(call->agent_id);
 	agent = profile ? &profile->agent : NULL;
 
@@ -442,6 +442,7 @@ kavach_authorize(PG_FUNCTION_ARGS)
 	ledger_begin();
 
 	decision = authorize(&call);
+	lock_end_call();
 
 	values[0] = BoolGetDatum(is_admitted(&decision));
 	values[1] = CStringGetTextDatum(decision.code);

@@ -98,9 +98,7 @@ budget_peek(Budget *budget)
 
 	for (int i = 0; i < budget->nlimits; i++)
 		wanted[budget->limits[i].scope] |= PERIOD_BIT(budget->limits[i].period);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (wanted[scope] != 0)
-			counter_peek(scope, budget->subject.ids[scope], budget->ts, wanted[scope], usage[scope]);
+	counter_peek(&budget->subject, budget->ts, wanted, usage);
 	for (int i = 0; i < budget->nlimits; i++)
 		stand(&budget->limits[i], &usage[budget->limits[i].scope][budget->limits[i].period]);
 }

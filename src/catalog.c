@@ -498,7 +498,7 @@ catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts)
 	OwnerRights owner;
 	Datum		values[] = {CStringGetTextDatum(agent_id), CStringGetTextDatum(reason), TimestampTzGetDatum(ts)};
 
-	lock_acquire(LOCK_REVOKE, agent_id);
+	lock_hold(LOCK_REVOKE, agent_id);
 	query_begin(&owner);
 	query_execute(&revoke_agent, values, NULL);
 	query_end(&owner);

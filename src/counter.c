@@ -32,7 +32,18 @@
  * is never evicted.  So whenever an entry is read from the ledger, no open
  * transaction holds a row for it: a load counts every row once.  An entry is
  * made and pinned as "not loaded" first, then loaded under a heavyweight lock
- * on its subject, with a snapshot taken after that lock was granted.
+ * on its subject, with a snapshot taken after that lock was granted.  Who only
+ * looks (counter_peek) pins until it has looked.  A transaction may pin a quarter
+ * of all entries at most, so that it leaves room for others.
+ *
+ * Earlier windows: what a settlement gives back counts in the windows of its
+ * authorization.  One that has ended by now is changed where it is in memory,
+ * and not loaded otherwise: nobody charges it any more, unless the clock steps
+ * back.  Who loads it just then may miss that refund, which errs on the safe side.
+ *
+ * Eviction goes round the partitions, by a hand that remembers where it stood,
+ * and round the entries of each, oldest first: one that was pinned since the
+ * hand came by last is spared once.
  *
  * Invariant: of a loaded entry, used is the sum of the committed rows of its
  * key, but for transactions that are just between the visibility of their
@@ -47,6 +58,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "funcapi.h"
@@ -89,6 +101,7 @@ typedef struct CounterKey
 typedef struct CounterEntry
 {
 	CounterKey	key;			/* first */
+	dlist_node	node;			/* in its partition's list */
 	bool		loaded;			/* whether used is the ledger's sum */
 	bool		touched;		/* pinned since eviction last came by */
 	int32		pins;			/* of all transactions' nest levels */
@@ -124,6 +137,8 @@ typedef struct CounterShared
 	pg_atomic_uint64 loads;
 	pg_atomic_uint64 evictions;
 	pg_atomic_uint64 refusals;
+	pg_atomic_uint32 hand;		/* the partition that eviction looks at next */
+	dlist_head	partitions[NUM_PARTITIONS]; /* entries, each under its partition's lock */
 } CounterShared;
 
 static int	max_counters = 65536;
@@ -206,6 +221,10 @@ make_key(CounterKey *key, Oid ledger, ScopeKind scope, const char *id,
 struct Counter
 {
 	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
+	bool		pinned_here;	/* by this call: there was none before */
+	bool		earlier;		/* of a window that has ended: pinned only if in memory */
+	bool		takes_charge;
+	bool		takes_refund;
 	uint32		hash;
 	CounterKey	key;
 };
@@ -224,6 +243,9 @@ own_hash_of(uint32 hash)
 #define SH_HASH_KEY(tb, key)	own_hash_of(hash_key(key, 0))
 #define SH_EQUAL(tb, a, b)		(compare_keys(a, b, 0) == 0)
 #define SH_STORE_HASH
+/* It never grows by itself: make_own_room. */
+#define SH_GROW_MAX_DIB		PG_INT32_MAX
+#define SH_GROW_MAX_MOVE	PG_INT32_MAX
 #define SH_GET_HASH(tb, a)		(a)->hash
 #define SH_SCOPE		static inline
 #define SH_DECLARE
@@ -231,6 +253,7 @@ own_hash_of(uint32 hash)
 #include "lib/simplehash.h"
 
 static own_hash *own_entries = NULL;
+static MemoryContext own_context = NULL;	/* of own_entries */
 
 /* ---- start ---- */
 
@@ -273,6 +296,9 @@ counter_shmem_startup(void)
 		pg_atomic_init_u64(&shared->loads, 0);
 		pg_atomic_init_u64(&shared->evictions, 0);
 		pg_atomic_init_u64(&shared->refusals, 0);
+		pg_atomic_init_u32(&shared->hand, 0);
+		for (int i = 0; i < NUM_PARTITIONS; i++)
+			dlist_init(&shared->partitions[i]);
 	}
 	info.keysize = sizeof(CounterKey);
 	info.entrysize = sizeof(CounterEntry);
@@ -334,45 +360,78 @@ unlock_partitions(uint64 mask)
 	}
 }
 
-#define ALL_PARTITIONS	(~UINT64CONST(0))
+/* ---- entries come and go ---- */
 
-/* ---- eviction ---- */
+/* Finds or makes the entry of a key, not loaded yet; NULL when there is no room. */
+static CounterEntry *
+enter(const CounterKey *key, uint32 hash)
+{
+	bool		found;
+	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_ENTER_NULL, &found);
+
+	if (entry != NULL && !found)
+	{
+		memset((char *) entry + offsetof(CounterEntry, loaded), 0,
+			   sizeof(CounterEntry) - offsetof(CounterEntry, loaded));
+		dlist_push_tail(&shared->partitions[PARTITION_OF(hash)], &entry->node);
+	}
+	return entry;
+}
+
+static void
+leave(CounterEntry *entry)
+{
+	dlist_delete(&entry->node);
+	hash_search(entries, &entry->key, HASH_REMOVE, NULL);
+}
+
+/* Removes up to "wanted" entries of a partition; returns how many. */
+static int
+evict_from(int partition, int wanted)
+{
+	int			evicted = 0;
+	dlist_head *list = &shared->partitions[partition];
+	dlist_node *last;
+
+	LWLockAcquire(&partition_locks[partition].lock, LW_EXCLUSIVE);
+	last = dlist_is_empty(list) ? NULL : dlist_tail_node(list);
+	while (last != NULL && evicted < wanted)
+	{
+		CounterEntry *entry = dlist_head_element(CounterEntry, node, list);
+
+		if (&entry->node == last)
+			last = NULL;		/* once round */
+		if (entry->pins == 0 && !entry->touched)
+		{
+			leave(entry);
+			evicted++;
+			continue;
+		}
+		if (entry->pins == 0)
+			entry->touched = false;
+		dlist_delete(&entry->node);
+		dlist_push_tail(list, &entry->node);
+	}
+	LWLockRelease(&partition_locks[partition].lock);
+	return evicted;
+}
 
 /*
- * Makes room: removes entries that nobody has pinned, those first that nobody
- * has since the last time.  Returns how many.
+ * Makes room: removes entries that nobody has pinned, and that nobody has since
+ * the hand came by last.  Twice round at most; returns how many.
  */
 static int
 evict(void)
 {
-	int			wanted = Max(1, max_counters / 16);
+	int			wanted = Max(1, max_counters / 64);
 	int			evicted = 0;
 
-	lock_partitions(ALL_PARTITIONS, LW_EXCLUSIVE);
-	for (int pass = 0; pass < 2 && evicted < wanted; pass++)
+	for (int i = 0; i < 2 * NUM_PARTITIONS && evicted < wanted; i++)
 	{
-		HASH_SEQ_STATUS scan;
-		CounterEntry *entry;
+		int			partition = pg_atomic_fetch_add_u32(&shared->hand, 1) % NUM_PARTITIONS;
 
-		hash_seq_init(&scan, entries);
-		while ((entry = hash_seq_search(&scan)) != NULL)
-		{
-			if (entry->pins > 0)
-				continue;
-			if (entry->touched)
-			{
-				entry->touched = false;
-				continue;
-			}
-			hash_search(entries, &entry->key, HASH_REMOVE, NULL);
-			if (++evicted >= wanted)
-			{
-				hash_seq_term(&scan);
-				break;
-			}
-		}
+		evicted += evict_from(partition, wanted - evicted);
 	}
-	unlock_partitions(ALL_PARTITIONS);
 	pg_atomic_fetch_add_u64(&shared->evictions, evicted);
 	return evicted;
 }
@@ -395,16 +454,47 @@ make_room(void)
 /* ---- pins and own charges ---- */
 
 /*
+ * Makes own_entries large enough for so many more.  A new table is filled aside
+ * and takes the old one's place when it is whole: an error in between (out of
+ * memory) leaves the old one, which the abort needs.
+ */
+static void
+make_own_room(int count)
+{
+	MemoryContext context;
+	own_hash   *table;
+
+	if (own_entries != NULL && own_entries->members + count < own_entries->grow_threshold)
+		return;
+	context = AllocSetContextCreate(CurrentMemoryContext, "kavach own counters", ALLOCSET_SMALL_SIZES);
+	table = own_create(context, Max(32, 2 * (count + (own_entries ? own_entries->members : 0))), NULL);
+	if (own_entries != NULL)
+	{
+		own_iterator iterator;
+		OwnEntry   *old;
+
+		own_start_iterate(own_entries, &iterator);
+		while ((old = own_iterate(own_entries, &iterator)) != NULL)
+		{
+			bool		found;
+
+			own_insert_hash(table, old->key, old->hash, &found)->innermost = old->innermost;
+		}
+		MemoryContextDelete(own_context);
+	}
+	MemoryContextSetParent(context, TopMemoryContext);
+	own_context = context;
+	own_entries = table;
+}
+
+/*
  * Reserves what pinning "count" entries needs, so that it cannot fail once a
- * shared pin is taken.
+ * shared pin is taken, nor allocate under the counters' locks.
  */
 static void
 reserve_charges(int count)
 {
-	if (own_entries == NULL)
-		own_entries = own_create(TopMemoryContext, 32, NULL);
-	if (own_entries->members + count >= own_entries->grow_threshold)
-		own_grow(own_entries, own_entries->size * 2 + count);
+	make_own_room(count);
 	while (num_free_charges < count)
 	{
 		OwnCharge  *charge = MemoryContextAlloc(TopMemoryContext, sizeof(OwnCharge));
@@ -457,31 +547,97 @@ pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
 	return charge;
 }
 
-/* Finds or makes the entry of a key, not loaded yet; NULL when there is no room. */
-static CounterEntry *
-enter(const CounterKey *key, uint32 hash)
-{
-	bool		found;
-	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_ENTER_NULL, &found);
+static void detach_charge(OwnCharge *charge);
 
-	if (entry != NULL && !found)
-		memset((char *) entry + offsetof(CounterEntry, loaded), 0,
-			   sizeof(CounterEntry) - offsetof(CounterEntry, loaded));
-	return entry;
+/* Gives a pin back before the transaction ends.  Its partition's lock is held. */
+static void
+drop_pin(OwnCharge *charge)
+{
+	detach_charge(charge);
+	charge->entry->pins--;
+	free_charge(charge);
 }
 
 /* subject: its hash, the same for all of its windows */
-static void
+static Counter *
 add_counter(CounterSet *set, uint32 subject, ScopeKind scope, const char *id,
 			PeriodKind period, TimestampTz window_start)
 {
 	Counter    *counter = &set->counters[set->count];
 
+	memset(counter, 0, offsetof(Counter, key));
 	make_key(&counter->key, set->ledger, scope, id, period, window_start);
 	counter->hash = hash_window(subject, &counter->key);
-	counter->charge = NULL;
 	set->count++;
 	set->partitions |= UINT64CONST(1) << PARTITION_OF(counter->hash);
+	return counter;
+}
+
+static uint32
+hash_of_subject(const CounterSet *set, ScopeKind scope, const char *id)
+{
+	return hash_subject(MyDatabaseId, set->ledger, scope, id ? id : "", id ? strlen(id) : 0);
+}
+
+/* The windows of ts; a refund counts in those that are the same at refund_ts. */
+static void
+add_subject(CounterSet *set, ScopeKind scope)
+{
+	const char *id = set->subject.ids[scope];
+	uint32		hash = hash_of_subject(set, scope, id);
+
+	set->first[scope] = set->count;
+	for (int period = 0; period < NUM_PERIODS; period++)
+	{
+		TimestampTz start = period_start(period, set->ts);
+		Counter    *counter = add_counter(set, hash, scope, id, period, start);
+
+		counter->takes_charge = true;
+		counter->takes_refund = set->refund_ts >= start;
+	}
+}
+
+/* The windows of refund_ts that have ended by ts. */
+static void
+add_earlier_windows(CounterSet *set, ScopeKind scope)
+{
+	const char *id = set->subject.ids[scope];
+	uint32		hash = hash_of_subject(set, scope, id);
+
+	for (int period = 0; period < NUM_PERIODS; period++)
+	{
+		Counter    *counter;
+
+		if (set->counters[set->first[scope] + period].takes_refund)
+			continue;
+		counter = add_counter(set, hash, scope, id, period, period_start(period, set->refund_ts));
+		counter->takes_refund = true;
+		counter->earlier = true;
+	}
+}
+
+/* All windows of the rate of a permission; each call is charged to the current one. */
+static void
+add_rate(CounterSet *set, int64 permission_id)
+{
+	CounterRate *rate = &set->rates[set->nrates++];
+	uint32		hash;
+
+	rate->permission_id = permission_id;
+	rate->id = psprintf("%lld", (long long) permission_id);
+	rate->first = set->count;
+	hash = hash_of_subject(set, SCOPE_PERMISSION, rate->id);
+	for (int window = 0; window < RATE_WINDOWS; window++)
+		add_counter(set, hash, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
+					period_start(PERIOD_RATE, set->ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
+}
+
+static CounterEntry *
+find_loaded(const CounterKey *key, uint32 hash)
+{
+	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_FIND, NULL);
+
+	return entry != NULL && entry->loaded ? entry : NULL;
 }
 
 /*
@@ -498,18 +654,59 @@ pin_set(CounterSet *set)
 	{
 		Counter    *counter = &set->counters[i];
 		OwnCharge  *own = own_charge(&counter->key, counter->hash);
-		CounterEntry *entry;
 
 		if (own == NULL || own->level != level)
 		{
-			entry = own ? own->entry : enter(&counter->key, counter->hash);
+			CounterEntry *entry;
+
+			if (own != NULL)
+				entry = own->entry;
+			else if (counter->earlier)
+				entry = find_loaded(&counter->key, counter->hash);
+			else
+				entry = enter(&counter->key, counter->hash);
+			if (entry == NULL && counter->earlier)
+				continue;
 			if (entry == NULL)
 				return false;
 			own = pin(entry, counter->hash, own, level);
+			counter->pinned_here = true;
 		}
 		counter->charge = own;
 	}
 	return true;
+}
+
+/* Gives back the pins that pin_set has taken, of counters that were not charged. */
+static void
+unpin_set(CounterSet *set)
+{
+	lock_partitions(set->partitions, LW_EXCLUSIVE);
+	for (int i = 0; i < set->count; i++)
+		if (set->counters[i].pinned_here)
+			drop_pin(set->counters[i].charge);
+	unlock_partitions(set->partitions);
+}
+
+/* Refuses a transaction more than its share of the counters. */
+static void
+check_share(const CounterSet *set)
+{
+	int			share = Max(max_counters / 4, 1024);
+	int			count = own_entries->members;
+
+	if (count + set->count <= share)
+		return;
+	for (int i = 0; i < set->count; i++)
+		if (own_charge(&set->counters[i].key, set->counters[i].hash) == NULL)
+			count++;
+	if (count > share)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the transaction calls kavach for too many agents"),
+				 errdetail("It holds %d usage counters; one transaction may hold %d, at %d for each agent, user and tenant.",
+						   (int) own_entries->members, share, NUM_PERIODS),
+				 errhint("Commit every thousand agents, or increase kavach.max_counters.")));
 }
 
 /* ---- loading ---- */
@@ -518,7 +715,7 @@ static bool
 lacks(const CounterSet *set, int first, int count)
 {
 	for (int i = first; i < first + count; i++)
-		if (!set->counters[i].charge->entry->loaded)
+		if (set->counters[i].charge != NULL && !set->counters[i].charge->entry->loaded)
 			return true;
 	return false;
 }
@@ -555,12 +752,12 @@ longest_lacking(const CounterSet *set, ScopeKind scope)
 
 /*
  * Loads what is missing, subject by subject: a heavyweight lock each, from all
- * to agent, then a look whether another has been faster, then the ledger.
+ * to agent, then a look whether another has been faster, then the ledger, once.
+ * A lock whose subject another has loaded is given back before that.
  */
 static void
 load_set(CounterSet *set)
 {
-	bool		locked[NUM_SCOPES] = {false};
 	int			longest[NUM_SCOPES];
 	Usage		usage[NUM_SCOPES][NUM_PERIODS];
 
@@ -570,16 +767,17 @@ load_set(CounterSet *set)
 		if (longest[scope] < 0)
 			continue;
 		lock_acquire(LOCK_LOAD + scope, set->subject.ids[scope]);
-		locked[scope] = true;
 		longest[scope] = longest_lacking(set, scope);
+		if (longest[scope] < 0)
+			lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
 	}
 	tally_subjects(&set->subject, set->ts, longest, usage);
 	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
 	{
-		if (longest[scope] >= 0)
-			install(set, set->first[scope], longest[scope] + 1, usage[scope]);
-		if (locked[scope])
-			lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
+		if (longest[scope] < 0)
+			continue;
+		install(set, set->first[scope], longest[scope] + 1, usage[scope]);
+		lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
 	}
 
 	for (int i = 0; i < set->nrates; i++)
@@ -602,54 +800,32 @@ load_set(CounterSet *set)
 
 /* ---- what a call does ---- */
 
-/*
- * Opens the counters of a call: every window of its subjects, and those of the
- * permissions that have a rate per hour.  When it returns they are pinned,
- * loaded and locked: until counter_close nothing may allocate or fail.  The
- * ledger is locked by then (ledger_begin), so that kavach_reload_counters() waits.
- */
-void
-counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
-			 const int64 *rated, int nrated)
+static void
+begin_set(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts, int nrated)
 {
+	int			most = NUM_SCOPES * NUM_PERIODS * (refund_ts < ts ? 2 : 1) + nrated * RATE_WINDOWS;
+
 	memset(set, 0, sizeof(CounterSet));
 	set->ledger = ledger_oid();
 	set->subject = *subject;
 	set->ts = ts;
-	set->counters = palloc(sizeof(Counter) * (NUM_SCOPES * NUM_PERIODS + nrated * RATE_WINDOWS));
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-	{
-		const char *id = subject->ids[scope];
-		uint32		hash;
-
-		set->first[scope] = -1;
-		if (id == NULL && scope != SCOPE_ALL)
-			continue;
-		set->first[scope] = set->count;
-		hash = hash_subject(MyDatabaseId, set->ledger, scope, id ? id : "", id ? strlen(id) : 0);
-		for (int period = 0; period < NUM_PERIODS; period++)
-			add_counter(set, hash, scope, id, period, period_start(period, ts));
-	}
+	set->refund_ts = refund_ts;
+	set->counters = palloc(sizeof(Counter) * most);
 	set->rates = palloc(sizeof(CounterRate) * Max(nrated, 1));
-	for (int i = 0; i < nrated; i++)
-	{
-		CounterRate *rate = &set->rates[set->nrates++];
-		uint32		hash;
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		set->first[scope] = -1;
+}
 
-		rate->permission_id = rated[i];
-		rate->id = psprintf("%lld", (long long) rated[i]);
-		rate->first = set->count;
-		hash = hash_subject(MyDatabaseId, set->ledger, SCOPE_PERMISSION, rate->id, strlen(rate->id));
-		for (int window = 0; window < RATE_WINDOWS; window++)
-			add_counter(set, hash, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
-						period_start(PERIOD_RATE, ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
-	}
-
+/* Pins and loads what is in the set, and returns with its partitions locked. */
+static void
+open_set(CounterSet *set)
+{
 	for (;;)
 	{
 		bool		pinned;
 
 		reserve_charges(set->count);
+		check_share(set);
 		lock_partitions(set->partitions, LW_EXCLUSIVE);
 		pinned = pin_set(set);
 		if (pinned && !lacks(set, 0, set->count))
@@ -660,6 +836,30 @@ counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
 		else
 			make_room();
 	}
+}
+
+/*
+ * Opens the counters of a call: every window of its subjects, and those of the
+ * permissions that have a rate per hour.  When it returns they are pinned,
+ * loaded and locked: until counter_close nothing may allocate or fail.  The
+ * ledger is locked by then (ledger_begin), so that kavach_reload_counters() waits.
+ * refund_ts: ts, or an earlier time, whose windows a negative charge goes to.
+ */
+void
+counter_open(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts,
+			 const int64 *rated, int nrated)
+{
+	begin_set(set, subject, ts, refund_ts, nrated);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		if (subject->ids[scope] != NULL || scope == SCOPE_ALL)
+			add_subject(set, scope);
+	for (int scope = 0; scope < NUM_SCOPES && refund_ts < ts; scope++)
+		if (set->first[scope] >= 0)
+			add_earlier_windows(set, scope);
+	set->nsubject = set->count;
+	for (int i = 0; i < nrated; i++)
+		add_rate(set, rated[i]);
+	open_set(set);
 }
 
 void
@@ -732,6 +932,13 @@ add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 	}
 }
 
+/* Whether a counter of subjects is one that such a charge goes to. */
+static bool
+takes(const Counter *counter, int64 tokens)
+{
+	return counter->charge != NULL && (tokens < 0 ? counter->takes_refund : counter->takes_charge);
+}
+
 /*
  * Charges all counters of the call, under its locks; or none, and returns
  * false, where a total would pass what can be counted.  rate: the index of the
@@ -740,13 +947,13 @@ add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 bool
 counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
 {
-	int			count = set->nrates > 0 ? set->rates[0].first : set->count; /* without rates */
-
-	for (int i = 0; i < count; i++)
-		if (!can_take(set->counters[i].charge, tokens))
+	for (int i = 0; i < set->nsubject; i++)
+		if (takes(&set->counters[i], tokens) && !can_take(set->counters[i].charge, tokens))
 			return false;
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < set->nsubject; i++)
 	{
+		if (!takes(&set->counters[i], tokens))
+			continue;
 		add_charge(set->counters[i].charge, MEASURE_TOKENS, tokens);
 		add_charge(set->counters[i].charge, MEASURE_CALLS, calls);
 	}
@@ -795,34 +1002,78 @@ peek_memory(ScopeKind scope, const char *id, TimestampTz ts, int wanted, bool ow
 	return missing;
 }
 
-static void
-peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted, bool own_charges_too,
-	 Usage usage[NUM_PERIODS])
+/* Whether counters can be loaded: not without preload, nor on a standby. */
+static bool
+can_load(void)
 {
-	int			missing = entries ? peek_memory(scope, id, ts, wanted, own_charges_too, usage) : wanted;
-	Subject		subject = {{NULL}};
-	int			longest[NUM_SCOPES] = {-1, -1, -1, -1};
+	return entries != NULL && !RecoveryInProgress();
+}
+
+/* Reads the wanted windows of the subjects' scopes from the ledger, in one go. */
+static void
+tally_missing(const Subject *subject, TimestampTz ts, const int missing[NUM_SCOPES],
+			  Usage usage[NUM_SCOPES][NUM_PERIODS])
+{
+	int			longest[NUM_SCOPES];
 	Usage		tally[NUM_SCOPES][NUM_PERIODS];
 
-	if (missing == 0)
-		return;
-	subject.ids[scope] = id;
-	longest[scope] = pg_leftmost_one_pos32(missing);
-	tally_subjects(&subject, ts, longest, tally);
-	for (int period = 0; period < NUM_PERIODS; period++)
-		if (missing & PERIOD_BIT(period))
-			usage[period] = tally[scope][period];
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		longest[scope] = missing[scope] ? pg_leftmost_one_pos32(missing[scope]) : -1;
+	tally_subjects(subject, ts, longest, tally);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		for (int period = 0; period < NUM_PERIODS; period++)
+			if (missing[scope] & PERIOD_BIT(period))
+				usage[scope][period] = tally[scope][period];
 }
 
 /*
- * How a subject stands in the wanted windows of ts (a PERIOD_BIT each), for
- * advice: from memory where it is there, else from the ledger, without pinning
- * or loading anything.
+ * Loads the scopes of which something is missing, as a call does, and reads
+ * them.  The ledger is locked as long as there are pins, which is not long.
+ */
+static void
+load_missing(const Subject *subject, TimestampTz ts, const int missing[NUM_SCOPES],
+			 Usage usage[NUM_SCOPES][NUM_PERIODS])
+{
+	CounterSet	set;
+	Oid			ledger = ledger_oid();
+
+	lock_relation(ledger, RowExclusiveLock);
+	begin_set(&set, subject, ts, ts, 0);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		if (missing[scope])
+			add_subject(&set, scope);
+	open_set(&set);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		for (int period = 0; period < NUM_PERIODS && missing[scope]; period++)
+			usage[scope][period] = counter_usage(&set, scope, period);
+	counter_close(&set);
+	unpin_set(&set);
+	unlock_relation(ledger, RowExclusiveLock);
+}
+
+/*
+ * How subjects stand in the wanted windows of ts (a PERIOD_BIT each), for
+ * advice: from memory, where it is loaded to if it is not there.
  */
 void
-counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted, Usage usage[NUM_PERIODS])
+counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES],
+			 Usage usage[NUM_SCOPES][NUM_PERIODS])
 {
-	peek(scope, id, ts, wanted, true, usage);
+	int			missing[NUM_SCOPES];
+	int			all_missing = 0;
+
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+	{
+		missing[scope] = entries ?
+			peek_memory(scope, subject->ids[scope], ts, wanted[scope], true, usage[scope]) : wanted[scope];
+		all_missing |= missing[scope];
+	}
+	if (all_missing == 0)
+		return;
+	if (can_load())
+		load_missing(subject, ts, missing, usage);
+	else
+		tally_missing(subject, ts, missing, usage);
 }
 
 /* ---- the end of (sub)transactions: nothing here may fail or allocate ---- */
@@ -839,6 +1090,18 @@ settle_charge(OwnCharge *charge, bool commit)
 			entry->used[measure] += charge->net[measure];
 	}
 	entry->pins--;
+}
+
+/* Takes a charge away from those of its entry, whose next outer one comes to the fore. */
+static void
+detach_charge(OwnCharge *charge)
+{
+	OwnEntry   *own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
+
+	if (charge->outer != NULL)
+		own->innermost = charge->outer;
+	else
+		own_delete_item(own_entries, own);
 }
 
 /* Neighbours in the list mostly share a partition: its lock is kept across them. */
@@ -863,7 +1126,8 @@ forget_own_entries(void)
 		own_reset(own_entries);
 		return;
 	}
-	own_destroy(own_entries);
+	MemoryContextDelete(own_context);
+	own_context = NULL;
 	own_entries = NULL;
 	while (num_free_charges > 1024)
 	{
@@ -909,7 +1173,6 @@ counter_end_subtransaction(bool commit, int level)
 	{
 		OwnCharge  *charge = dlist_container(OwnCharge, node, node);
 		OwnCharge  *outer = charge->outer;
-		OwnEntry   *own;
 
 		if (charge->level < level)
 			break;
@@ -921,7 +1184,7 @@ counter_end_subtransaction(bool commit, int level)
 		}
 
 		held = switch_partition(held, PARTITION_OF(charge->hash));
-		own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
+		detach_charge(charge);
 		if (commit)
 		{
 			for (int measure = 0; measure < NUM_MEASURES; measure++)
@@ -933,10 +1196,6 @@ counter_end_subtransaction(bool commit, int level)
 		}
 		else
 			settle_charge(charge, false);
-		if (outer != NULL)
-			own->innermost = outer;
-		else
-			own_delete_item(own_entries, own);
 		free_charge(charge);
 	}
 	switch_partition(held, -1);
@@ -951,8 +1210,6 @@ counter_end_subtransaction(bool commit, int level)
 Datum
 kavach_reload_counters(PG_FUNCTION_ARGS)
 {
-	HASH_SEQ_STATUS scan;
-	CounterEntry *entry;
 	Oid			ledger = ledger_oid();
 	int64		dropped = 0;
 
@@ -964,18 +1221,41 @@ kavach_reload_counters(PG_FUNCTION_ARGS)
 				 errhint("Commit first.")));
 	LockRelationOid(ledger, ShareRowExclusiveLock);
 
-	lock_partitions(ALL_PARTITIONS, LW_EXCLUSIVE);
-	hash_seq_init(&scan, entries);
-	while ((entry = hash_seq_search(&scan)) != NULL)
+	for (int partition = 0; partition < NUM_PARTITIONS; partition++)
 	{
-		if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
-			continue;
-		Assert(entry->pins == 0);
-		hash_search(entries, &entry->key, HASH_REMOVE, NULL);
-		dropped++;
+		dlist_mutable_iter iter;
+
+		LWLockAcquire(&partition_locks[partition].lock, LW_EXCLUSIVE);
+		dlist_foreach_modify(iter, &shared->partitions[partition])
+		{
+			CounterEntry *entry = dlist_container(CounterEntry, node, iter.cur);
+
+			if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
+				continue;
+			Assert(entry->pins == 0);
+			leave(entry);
+			dropped++;
+		}
+		LWLockRelease(&partition_locks[partition].lock);
 	}
-	unlock_partitions(ALL_PARTITIONS);
 	PG_RETURN_INT64(dropped);
+}
+
+/* From memory, or from the ledger, without loading: a report has a long snapshot. */
+static Usage
+current_usage(ScopeKind scope, const char *id, PeriodKind period, TimestampTz ts, bool own_charges_too)
+{
+	Usage		usage[NUM_SCOPES][NUM_PERIODS];
+	Subject		subject = {{NULL}};
+	int			missing[NUM_SCOPES] = {0};
+
+	subject.ids[scope] = id;
+	missing[scope] = PERIOD_BIT(period);
+	if (entries != NULL)
+		missing[scope] = peek_memory(scope, id, ts, missing[scope], own_charges_too, usage[scope]);
+	if (missing[scope])
+		tally_missing(&subject, ts, missing, usage);
+	return usage[scope][period];
 }
 
 /* SQL: kavach.current_usage(scope, subject, period, committed) */
@@ -987,41 +1267,62 @@ kavach_current_usage(PG_FUNCTION_ARGS)
 	PeriodKind	period = period_named(required_id_arg(fcinfo, 2, "period"));
 	bool		committed = required_bool_arg(fcinfo, 3, "committed");
 	TimestampTz ts = clock_now();
-	Usage		usage[NUM_PERIODS];
+	Usage		usage;
 	Datum		values[3];
 	bool		nulls[3] = {false};
 
-	peek(scope, subject, ts, PERIOD_BIT(period), !committed, usage);
+	usage = current_usage(scope, subject, period, ts, !committed);
 	values[0] = TimestampTzGetDatum(period_start(period, ts));
-	values[1] = Int64GetDatum(usage[period].used[MEASURE_TOKENS]);
-	values[2] = Int64GetDatum(usage[period].used[MEASURE_CALLS]);
+	values[1] = Int64GetDatum(usage.used[MEASURE_TOKENS]);
+	values[2] = Int64GetDatum(usage.used[MEASURE_CALLS]);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(answer_desc(fcinfo), values, nulls)));
 }
 
-/* Copies of this database's entries, all of one moment. */
+/* Adds a partition's entries of this database to the copies, of which there are "count". */
 static CounterEntry *
-copy_entries(Oid ledger, long *count)
+copy_partition(int partition, Oid ledger, CounterEntry *copies, long *count, long *room)
 {
-	CounterEntry *copies = NULL;
-	long		room;
+	LWLock	   *lock = &partition_locks[partition].lock;
+	long		more;
+	dlist_iter	iter;
 
 	do
 	{
-		HASH_SEQ_STATUS scan;
-		CounterEntry *entry;
+		more = 0;
+		LWLockAcquire(lock, LW_SHARED);
+		dlist_foreach(iter, &shared->partitions[partition])
+		{
+			CounterEntry *entry = dlist_container(CounterEntry, node, iter.cur);
 
-		room = hash_get_num_entries(entries) + 1024;
-		if (copies != NULL)
-			pfree(copies);
-		copies = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(CounterEntry) * room);
-		*count = 0;
-		lock_partitions(ALL_PARTITIONS, LW_SHARED);
-		hash_seq_init(&scan, entries);
-		while ((entry = hash_seq_search(&scan)) != NULL)
-			if (entry->key.database == MyDatabaseId && entry->key.ledger == ledger && (*count)++ < room)
-				copies[*count - 1] = *entry;
-		unlock_partitions(ALL_PARTITIONS);
-	} while (*count > room);
+			if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
+				continue;
+			if (*count + more < *room)
+				copies[*count + more] = *entry;
+			more++;
+		}
+		LWLockRelease(lock);
+		if (*count + more <= *room)
+			break;
+		*room = (*count + more) * 2;
+		copies = repalloc_huge(copies, sizeof(CounterEntry) * *room);
+	} while (true);
+	*count += more;
+	return copies;
+}
+
+/* Copies of this database's entries: those of a partition, and so of a subject, are of one moment. */
+static CounterEntry *
+copy_entries(Oid ledger, long *count)
+{
+	long		room = 1024;
+	CounterEntry *copies = palloc(sizeof(CounterEntry) * room);
+
+	*count = 0;
+	for (int partition = 0; partition < NUM_PARTITIONS; partition++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		copies = copy_partition(partition, ledger, copies, count, &room);
+	}
 	return copies;
 }
 

@@ -254,15 +254,20 @@ typedef struct CounterRate
 	int			first;			/* the oldest of RATE_WINDOWS counters */
 } CounterRate;
 
-/* All the counters of a call: those of its subjects, then those of its rates. */
+/*
+ * All the counters of a call: those of its subjects in the windows of ts, those
+ * in earlier windows, where a refund goes there, then those of its rates.
+ */
 typedef struct CounterSet
 {
 	Oid			ledger;
 	Subject		subject;
 	TimestampTz ts;
+	TimestampTz refund_ts;		/* whose windows a refund counts in */
 	Counter    *counters;
 	int			count;
-	int			first[NUM_SCOPES];	/* of a scope's counters, or -1 */
+	int			first[NUM_SCOPES];	/* of a scope's counters at ts, or -1 */
+	int			nsubject;		/* all but those of rates */
 	CounterRate *rates;
 	int			nrates;
 	uint64		partitions;		/* a bit for each that is locked */
@@ -273,7 +278,7 @@ extern Size counter_shmem_size(void);
 extern void counter_request_locks(void);
 extern void counter_shmem_startup(void);
 extern void counter_require(void);
-extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts,
+extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts,
 						 const int64 *rated, int nrated);
 extern Usage counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period);
 extern void counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS]);
@@ -281,8 +286,8 @@ extern bool counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
 extern void counter_refuse_overflow(void);
 extern void counter_close(CounterSet *set);
 extern void counter_warn_if_small(void);
-extern void counter_peek(ScopeKind scope, const char *id, TimestampTz ts, int wanted,
-						 Usage usage[NUM_PERIODS]);
+extern void counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES],
+						 Usage usage[NUM_SCOPES][NUM_PERIODS]);
 extern void counter_end_transaction(bool commit);
 extern void counter_end_subtransaction(bool commit, int level);
 
@@ -339,12 +344,13 @@ extern void ledger_define_settings(void);
 extern void ledger_begin(void);
 extern void ledger_append(LedgerRow *row);
 extern pg_uuid_t ledger_first_id(TimestampTz ts);
+extern TimestampTz ledger_charged_at(const LedgerRow *row);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);
 extern LedgerRow *ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_id,
 									  TimestampTz ts);
 extern LedgerRow *ledger_find_settlement(const pg_uuid_t *id);
-extern void ledger_lock_request(const char *agent_id, const char *request_id);
-extern void ledger_lock_authorization(const pg_uuid_t *id);
+extern void ledger_lock_request(const char *agent_id, const char *request_id, TimestampTz ts);
+extern void ledger_lock_authorization(const pg_uuid_t *id, TimestampTz ts);
 
 /* ---- partition.c: the ledger's months, and the way straight into them ---- */
 
@@ -390,13 +396,21 @@ typedef enum LockClass
 	LOCK_AUTHORIZATION,
 	LOCK_REVOKE,
 	LOCK_PARTITION,
+	LOCK_MONTH,					/* of rows whose own locks are not kept */
 	LOCK_LOAD					/* + ScopeKind; comes last */
 } LockClass;
 
 extern void lock_relation(Oid relid, LOCKMODE mode);
+extern void unlock_relation(Oid relid, LOCKMODE mode);
 extern void lock_acquire(int class, const char *id);
 extern bool lock_try(int class, const char *id);
 extern void lock_release(int class, const char *id);
+extern bool lock_hold(int class, const char *id);
+extern void lock_mark(int class, const char *id);
+extern void lock_wait(int class, const char *id);
+extern void lock_begin_call(void);
+extern void lock_end_call(void);
+extern void lock_end_transaction(void);
 
 /* ---- permission.c: matching and constraints ---- */
 

@@ -123,6 +123,18 @@ uuid7_ts(const pg_uuid_t *id)
 	return (TimestampTz) (pg_ntoh64(time) >> 16) * 1000 - UNIX_EPOCH_USECS;
 }
 
+/*
+ * The time whose windows a row counts in, for limits: what a settlement gives
+ * back, in those of the charge that it gives back.  kavach.charged_at in SQL.
+ */
+TimestampTz
+ledger_charged_at(const LedgerRow *row)
+{
+	if (row->settles == NULL || row->tokens_cost.value >= 0)
+		return row->ts;
+	return Min(row->ts, uuid7_ts(row->settles));
+}
+
 /* SQL: kavach.uuid7_ts(id) */
 Datum
 kavach_uuid7_ts(PG_FUNCTION_ARGS)
@@ -255,6 +267,7 @@ insert_by_statement(const RowValues *row)
 void
 ledger_begin(void)
 {
+	lock_begin_call();
 	for (;;)
 	{
 		Oid			ledger = ledger_oid();
@@ -266,16 +279,57 @@ ledger_begin(void)
 	}
 }
 
+static void
+insert(const LedgerRow *row)
+{
+	RowValues	values;
+
+	row_values(row, &values);
+	if (!partition_insert(ledger_oid(), row->ts, &values))
+		insert_by_statement(&values);
+}
+
+/*
+ * Inserts a row that only one of two transactions can.  The other one has
+ * committed its row since this one looked, under a lock that the other has given
+ * back for want of room (lock_hold): a retry will find it.
+ */
+static void
+insert_unique(const LedgerRow *row)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		insert(row);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not record the call, as another transaction has recorded the same one meanwhile"),
+				 errdetail("%s", error->message),
+				 errhint("Retry: the answer is that of the first call then.")));
+	}
+	PG_END_TRY();
+}
+
 /* Writes a row, giving it its id.  After ledger_begin. */
 void
 ledger_append(LedgerRow *row)
 {
-	RowValues	values;
-
 	row->id = uuid7(row->ts);
-	row_values(row, &values);
-	if (!partition_insert(ledger_oid(), row->ts, &values))
-		insert_by_statement(&values);
+	if (row->settles != NULL || (row->request_id != NULL && strcmp(row->result, "allowed") == 0))
+		insert_unique(row);
+	else
+		insert(row);
 	transaction_wrote_ledger(row);
 }
 
@@ -406,14 +460,45 @@ ledger_find_settlement(const pg_uuid_t *id)
 	return find_row(&find_by_settles, values);
 }
 
-void
-ledger_lock_request(const char *agent_id, const char *request_id)
+/* ---- locks ---- */
+
+static char *
+month_id(TimestampTz month)
 {
-	lock_acquire(LOCK_REQUEST, psprintf("%s\n%s", agent_id, request_id));
+	return psprintf("%lld", (long long) month);
 }
 
-void
-ledger_lock_authorization(const pg_uuid_t *id)
+/*
+ * Locks what is about to be looked up from "since" on, and then written at ts.
+ * Where the lock is not kept, the month of the row is marked; and rows in other
+ * months may be of those who have not kept theirs (lock.c).
+ */
+static void
+lock_row(LockClass class, const char *id, TimestampTz since, TimestampTz ts)
 {
-	lock_acquire(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))));
+	TimestampTz own = period_start(PERIOD_MONTH, ts);
+	TimestampTz month = period_start(PERIOD_MONTH, since);
+
+	if (!lock_hold(class, id))
+		lock_mark(LOCK_MONTH, month_id(own));
+	for (; month <= ts + CLOCK_SLACK; month = period_end(PERIOD_MONTH, month))
+		if (month != own)
+			lock_wait(LOCK_MONTH, month_id(month));
+}
+
+/* Locks an agent's request, before it is looked up and written at ts. */
+void
+ledger_lock_request(const char *agent_id, const char *request_id, TimestampTz ts)
+{
+	lock_row(LOCK_REQUEST, psprintf("%s\n%s", agent_id, request_id),
+			 ts - request_retention * USECS_PER_MINUTE, ts);
+}
+
+/* Locks an authorization, before its settlement is looked up and written at ts. */
+void
+ledger_lock_authorization(const pg_uuid_t *id, TimestampTz ts)
+{
+	TimestampTz made = Max(CLOCK_START, Min(ts, uuid7_ts(id) - CLOCK_SLACK));
+
+	lock_row(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))), made, ts);
 }

@@ -8,10 +8,18 @@
  * high, hash low, class).  They last to the end of the transaction, unless
  * given back earlier.
  *
- * Order, within one call: request, authorization, then the loads of counters
- * from all to agent and of permissions' rates (given back at once), then
- * revoke, then partition.  A
- * single call cannot deadlock; transactions of several calls that take them in
+ * The server's lock table is everybody's, and has room for max_locks_per_transaction
+ * a session.  So a transaction keeps half of that at most of the locks that it
+ * takes for each request, authorization and revocation (lock_hold).  Those beyond
+ * are given back when the call ends.  Who asks for the same then finds the lock
+ * free and the row not committed yet; the unique indexes of the ledger make that
+ * caller wait, and fail where the row stays (ledger_append).  They know only their
+ * own month's rows: so the transaction also marks the month (lock_mark), and who
+ * looks into other months waits until nobody does (lock_wait).
+ *
+ * Order, within one call: request, authorization, month (each after what it is
+ * about), then the loads of counters from all to agent and of permissions' rates
+ * (given back at once), then revoke, then partition.  A single call cannot deadlock; transactions of several calls that take them in
  * opposite orders end in a detected deadlock (40P01).
  *
  * Ids are hashed to 64 bits: two that collide wait for each other without
@@ -25,6 +33,13 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/resowner.h"
+
+/* How many locks of lock_hold this transaction keeps; a savepoint's count on. */
+static int	held = 0;
+
+/* What lock_hold has taken beyond them in this call. */
+static LOCKTAG passing[4];
+static int	npassing = 0;
 
 static LOCKTAG
 lock_tag(int class, const char *id)
@@ -66,6 +81,16 @@ lock_relation(Oid relid, LOCKMODE mode)
 	CurrentResourceOwner = saved;
 }
 
+/* Gives such a lock back once, by who has done nothing that it protects. */
+void
+unlock_relation(Oid relid, LOCKMODE mode)
+{
+	ResourceOwner saved = own_by_transaction();
+
+	UnlockRelationOid(relid, mode);
+	CurrentResourceOwner = saved;
+}
+
 /* Waits for the lock on (class, id); NULL stands for the one of its class. */
 void
 lock_acquire(int class, const char *id)
@@ -98,4 +123,76 @@ lock_release(int class, const char *id)
 
 	(void) LockRelease(&tag, ExclusiveLock, false);
 	CurrentResourceOwner = saved;
+}
+
+/* ---- locks that are kept, as far as there is room ---- */
+
+/*
+ * Waits for the lock on (class, id).  Returns whether it is kept to the end of
+ * the transaction, or else to that of the call only.
+ */
+bool
+lock_hold(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
+	bool		is_new = LockAcquire(&tag, ExclusiveLock, false, false) != LOCKACQUIRE_ALREADY_HELD;
+
+	CurrentResourceOwner = saved;
+	if (is_new && held >= max_locks_per_xact / 2 && npassing < (int) lengthof(passing))
+	{
+		passing[npassing++] = tag;
+		return false;
+	}
+	held += is_new;
+	return true;
+}
+
+/* Marks (class, id) to the end of the transaction, beside others who do. */
+void
+lock_mark(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
+
+	(void) LockAcquire(&tag, RowExclusiveLock, false, false);
+	CurrentResourceOwner = saved;
+}
+
+/* Waits until nobody else marks (class, id). */
+void
+lock_wait(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+	ResourceOwner saved = own_by_transaction();
+
+	(void) LockAcquire(&tag, ShareLock, false, false);
+	(void) LockRelease(&tag, ShareLock, false);
+	CurrentResourceOwner = saved;
+}
+
+/* Before the first lock of a call: what an earlier one left behind, failing, is gone. */
+void
+lock_begin_call(void)
+{
+	npassing = 0;
+}
+
+/* Once a call's row is written: gives back the locks that there is no room for. */
+void
+lock_end_call(void)
+{
+	ResourceOwner saved = own_by_transaction();
+
+	while (npassing > 0)
+		(void) LockRelease(&passing[--npassing], ExclusiveLock, false);
+	CurrentResourceOwner = saved;
+}
+
+/* At the end of the transaction, which gives all of them back: nothing may fail. */
+void
+lock_end_transaction(void)
+{
+	held = 0;
+	npassing = 0;
 }

@@ -6,6 +6,9 @@
  * (a standby).  Sums are over committed rows in the latest snapshot, and the
  * transaction's own.
  *
+ * A row counts in the windows of kavach.charged_at, which is never later than
+ * its ts: so rows are looked for from the start of the window on, with no end.
+ *
  * The agent's rows are found by the index on (agent_id, ts); user, tenant and
  * all agents take one pass together: over the rows of the hour or day, found by
  * the primary key as ids sort by time, or over whole months.  Nothing is summed
@@ -32,12 +35,14 @@ static Statement restore_under_way = {
  */
 #define TALLY(is_user, is_tenant, condition) \
 	"SELECT " is_user "," is_tenant "," \
-	"       CASE WHEN ts >= $1 AND ts < $2 THEN 0" \
-	"            WHEN ts >= $3 AND ts < $4 THEN 1" \
-	"            WHEN ts >= $5 AND ts < $6 THEN 2 ELSE 3 END," \
+	"       CASE WHEN charged_at >= $1 AND charged_at < $2 THEN 0" \
+	"            WHEN charged_at >= $3 AND charged_at < $4 THEN 1" \
+	"            WHEN charged_at >= $5 AND charged_at < $6 THEN 2 ELSE 3 END," \
 	"       coalesce(sum(tokens_cost), 0)::bigint, count(*) FILTER (WHERE kind = 'authorize')" \
-	"  FROM kavach.audit_log" \
-	" WHERE result = 'allowed' AND ts >= $7 AND ts < $8 AND " condition \
+	"  FROM (SELECT *, kavach.charged_at(ts, tokens_cost, settles)" \
+	"          FROM kavach.audit_log" \
+	"         WHERE result = 'allowed' AND ts >= $7 AND " condition ") a" \
+	" WHERE charged_at >= $7 AND charged_at < $8" \
 	" GROUP BY 1, 2, 3"
 
 #define WINDOW_TYPES \
@@ -62,11 +67,11 @@ static Statement tally_others = {
 	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID},
 };
 
-/* $12 to $13: the ids that rows of the longest window can have */
+/* $12: the least id that rows of the longest window can have */
 static Statement tally_others_by_id = {
-	.sql = OTHERS(" AND id >= $12 AND id < $13"),
-	.nargs = 13,
-	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID, UUIDOID, UUIDOID},
+	.sql = OTHERS(" AND id >= $12"),
+	.nargs = 12,
+	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID, UUIDOID},
 };
 
 /* $1 agent, $2 permission, $3 to $4 all its windows */
@@ -157,9 +162,8 @@ tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_S
 {
 	PeriodKind	period = Max(longest[SCOPE_USER], Max(longest[SCOPE_TENANT], longest[SCOPE_ALL]));
 	pg_uuid_t	first_id;
-	pg_uuid_t	end_id;
-	Datum		values[NUM_BOUNDS + 5];
-	char		nulls[] = "             ";
+	Datum		values[NUM_BOUNDS + 4];
+	char		nulls[] = "            ";
 	uint64		nrows;
 
 	bind_windows(values, ts, period);
@@ -169,9 +173,7 @@ tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_S
 	if (period <= PERIOD_DAY)
 	{
 		first_id = ledger_first_id(period_start(period, ts));
-		end_id = ledger_first_id(period_end(period, ts));
 		values[NUM_BOUNDS + 3] = UUIDPGetDatum(&first_id);
-		values[NUM_BOUNDS + 4] = UUIDPGetDatum(&end_id);
 		query_avoid_scans();
 		nrows = query_select(&tally_others_by_id, values, nulls);
 	}

@@ -90,6 +90,22 @@ log_lost_rows(int level)
 	}
 }
 
+/* The rows of a savepoint that ends belong to the level above; the newest are the deepest. */
+static void
+pass_rows_up(int level)
+{
+	slist_iter	iter;
+
+	slist_foreach(iter, &written_rows)
+	{
+		WrittenRow *row = slist_container(WrittenRow, node, iter.cur);
+
+		if (row->level < level)
+			break;
+		row->level = level - 1;
+	}
+}
+
 static void
 forget(void)
 {
@@ -112,12 +128,14 @@ at_transaction_event(XactEvent event, void *arg)
 			partition_end_transaction(true);
 			counter_end_transaction(true);
 			catalog_end_transaction(true);
+			lock_end_transaction();
 			forget();
 			break;
 		case XACT_EVENT_ABORT:
 			partition_end_transaction(false);
 			counter_end_transaction(false);
 			catalog_end_transaction(false);
+			lock_end_transaction();
 			log_lost_rows(0);
 			forget();
 			break;
@@ -130,18 +148,12 @@ static void
 at_subtransaction_event(SubXactEvent event, SubTransactionId my_id, SubTransactionId parent_id, void *arg)
 {
 	int			level = GetCurrentTransactionNestLevel();
-	slist_iter	iter;
 
 	switch (event)
 	{
 		case SUBXACT_EVENT_COMMIT_SUB:
 			counter_end_subtransaction(true, level);
-			slist_foreach(iter, &written_rows)
-			{
-				WrittenRow *row = slist_container(WrittenRow, node, iter.cur);
-
-				row->level = Min(row->level, level - 1);
-			}
+			pass_rows_up(level);
 			break;
 		case SUBXACT_EVENT_ABORT_SUB:
 			counter_end_subtransaction(false, level);

@@ -2,10 +2,17 @@
  * usage.c
  *		kavach_record_usage and kavach_adjust: what was spent, and corrections.
  *
- * Tokens that are spent are gone, so that usage is recorded past a limit and
- * for a revoked agent.  A usage row that settles an authorization charges the
- * difference to that authorization's user and tenant, in the windows of now:
- * closed months never change.
+ * Tokens that are spent are gone, so that usage is recorded past a limit, for a
+ * revoked agent, and for one that has been dropped since it was authorized.
+ *
+ * A usage row that settles an authorization charges the difference to that
+ * authorization's user and tenant, and is booked when it is recorded: closed
+ * months never change.  For limits, what it adds counts in the windows of now,
+ * and what it gives back in those of the authorization (ledger_charged_at), or
+ * whatever is released after the turn of an hour would be room in the next.
+ *
+ * Whatever may wait comes first, so that what is looked up afterwards is what
+ * holds when the row is written: an agent may change hands meanwhile.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -53,17 +60,14 @@ id_text(const pg_uuid_t *id)
 	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
 }
 
-static const Profile *
-known_agent(const char *agent_id)
+static void
+require_agent(const char *agent_id, const Profile *profile)
 {
-	const Profile *profile = catalog_profile(agent_id);
-
 	if (profile == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("agent \"%s\" does not exist", agent_id),
 				 errhint("Create it with kavach_create_agent().")));
-	return profile;
 }
 
 /* ---- what was recorded before ---- */
@@ -146,7 +150,7 @@ find_authorization(Report *report)
 	if (report->audit_id == NULL)
 		return NULL;
 
-	ledger_lock_authorization(report->audit_id);
+	ledger_lock_authorization(report->audit_id, report->ts);
 	authorization = ledger_find(report->audit_id);
 	check_authorization(report, authorization);
 	return authorization;
@@ -173,14 +177,15 @@ tell_remaining(Receipt *receipt, Budget *budget)
 
 /*
  * The budget of the owner that a row is charged to: mostly the agent's present
- * one, whose limits are at hand.
+ * one, whose limits are at hand.  profile: NULL where the agent is gone.
  */
 static void
 prepare_budget(Budget *budget, const Profile *profile, const LedgerRow *row, TimestampTz ts)
 {
 	Subject		subject = {{row->agent_id, row->user_id, row->tenant_id, NULL}};
 
-	if (same_text(row->user_id, profile->agent.user_id) && same_text(row->tenant_id, profile->agent.tenant_id))
+	if (profile != NULL &&
+		same_text(row->user_id, profile->agent.user_id) && same_text(row->tenant_id, profile->agent.tenant_id))
 		budget_prepare(budget, profile->limits, profile->nlimits, &subject, ts);
 	else
 	{
@@ -220,7 +225,7 @@ charge_row(const Profile *profile, LedgerRow *row)
 	BudgetLimit *used_up;
 
 	prepare_budget(&budget, profile, row, row->ts);
-	counter_open(&counters, &budget.subject, row->ts, NULL, 0);
+	counter_open(&counters, &budget.subject, row->ts, ledger_charged_at(row), NULL, 0);
 	taken = counter_charge(&counters, receipt.charged, 0, -1);
 	budget_read(&budget, &counters);
 	counter_close(&counters);
@@ -253,6 +258,8 @@ settle(const Profile *profile, const Report *report, const LedgerRow *authorizat
 		.agent_id = authorization->agent_id,
 		.user_id = authorization->user_id,
 		.tenant_id = authorization->tenant_id,
+		.action = authorization->action,
+		.resource = authorization->resource,
 		.tokens_requested = {true, report->tokens},
 		.tokens_released = {true, released},
 		.tokens_cost = {true, report->tokens - released},
@@ -270,34 +277,47 @@ settle(const Profile *profile, const Report *report, const LedgerRow *authorizat
 	return charge_row(profile, &row);
 }
 
+/* Usage that no authorization was asked for. */
 static Receipt
-record(Report *report)
+record_alone(const Profile *profile, const Report *report)
 {
-	const Profile *profile = known_agent(report->agent_id);
-	LedgerRow  *authorization;
 	LedgerRow	row = {
 		.ts = report->ts,
 		.kind = LEDGER_USAGE,
 		.agent_id = report->agent_id,
-		.user_id = profile->agent.user_id,
-		.tenant_id = profile->agent.tenant_id,
 		.tokens_requested = {true, report->tokens},
 		.tokens_cost = {true, report->tokens},
 		.request_id = report->request_id,
 		.metadata = report->metadata,
 	};
 
+	require_agent(report->agent_id, profile);
+	row.user_id = profile->agent.user_id;
+	row.tenant_id = profile->agent.tenant_id;
+	return charge_row(profile, &row);
+}
+
+static Receipt
+record(Report *report)
+{
+	LedgerRow  *first = NULL;
+	LedgerRow  *authorization = NULL;
+	const Profile *profile;
+
 	if (report->request_id != NULL)
 	{
-		LedgerRow  *first;
-
-		ledger_lock_request(report->agent_id, report->request_id);
+		ledger_lock_request(report->agent_id, report->request_id, report->ts);
 		first = find_repeated(report);
-		if (first != NULL)
-			return repeat_receipt(profile, first, report->ts);
 	}
-	authorization = find_authorization(report);
-	return authorization ? settle(profile, report, authorization) : charge_row(profile, &row);
+	if (first == NULL)
+		authorization = find_authorization(report);
+
+	profile = catalog_profile(report->agent_id);
+	if (first != NULL)
+		return repeat_receipt(profile, first, report->ts);
+	if (authorization != NULL)
+		return settle(profile, report, authorization);
+	return record_alone(profile, report);
 }
 
 /* SQL: kavach_record_usage(...) */
@@ -323,6 +343,7 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 	ledger_begin();
 
 	receipt = record(&report);
+	lock_end_call();
 
 	values[0] = UUIDPGetDatum(&receipt.usage_id);
 	values[1] = Int64GetDatum(receipt.charged);
@@ -333,22 +354,51 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
-/* SQL: kavach_adjust(agent_id, tokens, reason) */
+/* The id of the adjustment that this request_id stands for, or of a new one. */
+static pg_uuid_t
+adjust(LedgerRow *row)
+{
+	const Profile *profile;
+	LedgerRow  *first = NULL;
+
+	if (row->request_id != NULL)
+	{
+		ledger_lock_request(row->agent_id, row->request_id, row->ts);
+		first = ledger_find_request(LEDGER_ADJUSTMENT, row->agent_id, row->request_id, row->ts);
+	}
+	if (first != NULL)
+	{
+		if (first->tokens_cost.value != row->tokens_cost.value || !same_text(first->reason, row->reason))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("request_id \"%s\" was used for another adjustment", row->request_id),
+					 errdetail("Recorded were %lld tokens, with the reason \"%s\".",
+							   (long long) first->tokens_cost.value, first->reason),
+					 errhint("A retry repeats the call as it was; a new adjustment needs a new request_id.")));
+		return first->id;
+	}
+
+	profile = catalog_profile(row->agent_id);
+	require_agent(row->agent_id, profile);
+	row->user_id = profile->agent.user_id;
+	row->tenant_id = profile->agent.tenant_id;
+	return charge_row(profile, row).usage_id;
+}
+
+/* SQL: kavach_adjust(agent_id, tokens, reason, request_id) */
 Datum
 kavach_adjust(PG_FUNCTION_ARGS)
 {
-	char	   *agent_id = required_id_arg(fcinfo, 0, "agent_id");
 	int64		tokens = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
-	char	   *reason = required_text_arg(fcinfo, 2, "reason", MAX_RESOURCE_BYTES);
-	const Profile *profile;
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
 	LedgerRow	row = {
 		.ts = clock_now(),
 		.kind = LEDGER_ADJUSTMENT,
-		.agent_id = agent_id,
-		.reason = reason,
+		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
+		.reason = required_text_arg(fcinfo, 2, "reason", MAX_RESOURCE_BYTES),
 		.tokens_requested = {true, tokens},
 		.tokens_cost = {true, tokens},
+		.request_id = optional_id_arg(fcinfo, 3, "request_id"),
 	};
 
 	PreventCommandIfReadOnly("kavach_adjust()");
@@ -362,9 +412,7 @@ kavach_adjust(PG_FUNCTION_ARGS)
 				 errhint("A charge is positive, a credit negative.")));
 	check_tokens(tokens, "tokens");
 
-	profile = known_agent(agent_id);
-	row.user_id = profile->agent.user_id;
-	row.tenant_id = profile->agent.tenant_id;
-	*id = charge_row(profile, &row).usage_id;
+	*id = adjust(&row);
+	lock_end_call();
 	PG_RETURN_UUID_P(id);
 }

@@ -1,6 +1,6 @@
 -- adjust.sql: credits and charges by hand, as rows of the ledger.
 BEGIN;
-SELECT plan(13);
+SELECT plan(20);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
 
@@ -30,8 +30,18 @@ SET LOCAL kavach.clock = '2026-04-01 00:00:00+00';
 SELECT kavach_adjust('agt_a', -10, 'late');
 SELECT is(sum(tokens_cost), 41::numeric, 'March') FROM kavach_billing_report(2026, 3);
 SELECT is(sum(tokens_cost), -10::numeric, 'April') FROM kavach_billing_report(2026, 4);
+
+-- A request_id makes it safe to ask twice.
+SELECT kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 8') AS id \gset
+SELECT is(kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 8'), :'id'::uuid, 'a retry is answered with the first row');
+SELECT is(row(tokens_cost, reason)::text, '(-7,"credit 8")', 'of which there is one') FROM kavach.audit_log WHERE request_id = 'ticket 8';
+SELECT throws_ok($$SELECT kavach_adjust('agt_a', -8, 'credit 8', request_id => 'ticket 8')$$, '22023', NULL, 'with other tokens: an error');
+SELECT throws_ok($$SELECT kavach_adjust('agt_a', -7, 'credit 9', request_id => 'ticket 8')$$, '22023', NULL, 'or with another reason');
+SELECT throws_ok($$SELECT kavach_adjust('agt_a', -7, 'credit 9', request_id => '')$$, '22023', NULL, 'an empty one: an error');
+SELECT isnt(kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 9'), :'id'::uuid, 'another one is another credit');
+SELECT is(tokens_charged, 5::bigint, 'and to usage it says nothing') FROM kavach_record_usage('agt_a', 5, request_id => 'ticket 8');
 SELECT throws_ok($$SELECT kavach_adjust('agt_ghost', 1, 'x')$$, '42704', NULL, 'an unknown agent: an error');
-SELECT is(count(*), 7::bigint, 'a row each') FROM kavach.audit_log;
+SELECT is(count(*), 10::bigint, 'a row each') FROM kavach.audit_log;
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -1,6 +1,6 @@
 -- ledger_rows.sql: what is in the ledger after each kind of call, and that it stays there.
 BEGIN;
-SELECT plan(37);
+SELECT plan(38);
 SET LOCAL timezone = 'Europe/Berlin';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-31 23:59:59.123456+00';
@@ -43,12 +43,13 @@ SELECT results_eq(
   format('VALUES (NULL::bigint, %L, 41::bigint, NULL::bigint, NULL::bigint, 0::bigint)', :'p'), 'the policy that refused; no permission has admitted');
 SELECT results_eq(
   $$SELECT kind, agent_id, user_id, tenant_id, result, request_id, CASE kind WHEN 'usage' THEN tokens_requested END, tokens_cost, metadata,
-           settles = (SELECT id FROM kavach.audit_log WHERE resource = 'mcp:a:b'), min_tokens
+           settles = (SELECT id FROM kavach.audit_log WHERE resource = 'mcp:a:b' AND kind = 'authorize'), min_tokens, action, resource
       FROM kavach.audit_log WHERE kind <> 'authorize' ORDER BY kind, tokens_cost$$,
-  $$VALUES ('adjustment', 'agt_a', 'ann', 'acme', 'allowed', NULL, NULL::bigint, -2::bigint, NULL::jsonb, NULL::boolean, NULL::bigint),
-           ('usage', 'agt_a', 'ann', 'acme', 'allowed', 'r1', 50, -10, '{"u": 1}', true, NULL),
-           ('usage', 'agt_a', 'ann', 'acme', 'allowed', 'own', 7, 7, NULL, NULL, NULL)$$,
-  'usage and adjustment rows');
+  $$VALUES ('adjustment', 'agt_a', 'ann', 'acme', 'allowed', NULL, NULL::bigint, -2::bigint, NULL::jsonb, NULL::boolean, NULL::bigint, NULL, NULL),
+           ('usage', 'agt_a', 'ann', 'acme', 'allowed', 'r1', 50, -10, '{"u": 1}', true, NULL, 'run', 'mcp:a:b'),
+           ('usage', 'agt_a', 'ann', 'acme', 'allowed', 'own', 7, 7, NULL, NULL, NULL, NULL, NULL)$$,
+  'usage and adjustment rows; a settling row has its authorization''s action and resource');
+SELECT is(sum(tokens_cost), 50::numeric, 'so that a resource''s sum is what was spent on it') FROM kavach.audit_log WHERE resource = 'mcp:a:b';
 SELECT is(tokens_released, 60::bigint, 'a settling row says what it releases') FROM kavach.audit_log WHERE request_id = 'r1' AND kind = 'usage';
 SELECT is(count(*), 0::bigint, 'batch is 0 until there are batches') FROM kavach.audit_log WHERE batch IS DISTINCT FROM 0;
 SELECT is(count(*), 0::bigint, 'every row has kind, result and code, and a refusal its reason')

@@ -1,4 +1,4 @@
--- oracle.sql: eight hundred random calls against policies of every kind, each judged beforehand by a query that knows only
+-- oracle.sql: a thousand random calls against policies of every kind, each judged beforehand by a query that knows only
 -- the rules and the ledger.
 BEGIN;
 SELECT plan(9);
@@ -8,6 +8,9 @@ SELECT setseed(0.44);
 
 SELECT count(kavach_create_agent('agt_' || n, 'user_' || n % 3, CASE WHEN n % 4 > 0 THEN 'tenant_' || n % 2 END,
                                  permissions => '[{"resource": "*", "actions": ["*"]}]')) FROM generate_series(1, 6) AS n;
+
+-- When a call was charged: limits count there what its settlement gives back.
+CREATE TEMP TABLE charged (id uuid PRIMARY KEY, ts timestamptz);
 
 -- What the next call of this agent must be told.
 CREATE FUNCTION pg_temp.oracle(agent text, cost bigint, least_ bigint, now timestamptz, OUT code text, OUT policy_id text, OUT granted bigint,
@@ -25,7 +28,9 @@ applies AS (
          l.amount - (SELECT CASE l.measure WHEN 'tokens' THEN coalesce(sum(e.tokens_cost), 0)
                                            ELSE count(*) FILTER (WHERE e.kind = 'authorize' AND e.result = 'allowed') END
                        FROM kavach.audit_log e
-                      WHERE e.ts >= w.since AND (e.ts < w.until OR w.until IS NULL)
+                       LEFT JOIN charged c ON c.id = e.settles AND e.tokens_cost < 0
+                      CROSS JOIN LATERAL (SELECT coalesce(c.ts, e.ts) AS at) AS counts
+                      WHERE at >= w.since AND (at < w.until OR w.until IS NULL)
                         AND CASE p.scope WHEN 'agent' THEN e.agent_id = s.subject WHEN 'user' THEN e.user_id = s.subject
                                          WHEN 'tenant' THEN e.tenant_id = s.subject ELSE true END) AS left_
     FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) JOIN scope s USING (scope) JOIN window_ w USING (period)
@@ -65,7 +70,7 @@ DECLARE
   size int[] := '{150,500,4000,20000,4,15,200,600}';
   i int;
 BEGIN
-  FOR n IN 1 .. 800 LOOP
+  FOR n IN 1 .. 1000 LOOP
     at := at + CASE WHEN random() < 0.1 THEN interval '50 hours' ELSE interval '40 minutes' END * random();
     PERFORM set_config('kavach.clock', at::text, true);
     -- now and then a policy comes, changes or goes
@@ -94,6 +99,7 @@ BEGIN
     SELECT * INTO o FROM pg_temp.oracle(caller, cost, least_, at);
     SELECT * INTO c FROM kavach_check_budget(caller, cost);
     SELECT * INTO a FROM kavach_authorize(caller, 'run', 'x', cost, min_tokens => least_);
+    INSERT INTO charged VALUES (a.audit_id, at);
     SELECT * INTO l FROM kavach.audit_log WHERE id = a.audit_id;
     INSERT INTO outcome VALUES (n, caller, cost, least_, row(o.code, o.policy_id, o.granted, o.tokens_left, o.calls_left, o.retry_at)::text,
       row(a.code, a.policy_id, CASE WHEN a.allowed THEN a.tokens_granted END, a.tokens_remaining, a.calls_remaining, a.retry_at)::text,
@@ -102,8 +108,12 @@ BEGIN
                 IS DISTINCT FROM row(o.code, o.policy_id, CASE WHEN a.allowed THEN o.granted ELSE 0 END, cost, least_, at) THEN l::text END,
       (SELECT status = 'revoked' FROM kavach.agent WHERE agent_id = caller), o.revoked);
     PERFORM kavach_restore_agent(caller);
-    -- settled for less, for more or not at all; usage alone; adjustments
+    -- settled for less, for more or not at all, at once or later; usage alone; adjustments
     IF a.allowed AND random() < 0.5 THEN
+      IF random() < 0.3 THEN
+        at := at + CASE WHEN random() < 0.2 THEN interval '40 days' ELSE interval '2 hours' END * random();
+        PERFORM set_config('kavach.clock', at::text, true);
+      END IF;
       PERFORM kavach_record_usage(caller, floor(random() * 1.3 * coalesce(a.tokens_granted, 50))::bigint, a.audit_id);
     ELSIF random() < 0.1 THEN PERFORM kavach_record_usage(caller, floor(random() * 60)::bigint);
     ELSIF random() < 0.05 THEN PERFORM kavach_adjust(caller, floor(random() * 100)::bigint * 2 - 141, 'random');

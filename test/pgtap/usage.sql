@@ -1,6 +1,6 @@
 -- usage.sql: what was spent is recorded, alone or settling an authorization.
 BEGIN;
-SELECT plan(64);
+SELECT plan(69);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;  -- everything here settles in its own transaction, which warns
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -93,7 +93,7 @@ SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 5
 SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_b', :'a'), '22023', NULL, 'another agent''s audit_id: an error');
 SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_a', gen_random_uuid()), '22023', NULL, 'an unknown one too');
 SELECT throws_ok(format('SELECT kavach_record_usage(%L, 9, %L)', 'agt_a', :'u'), '22023', NULL, 'and that of a usage row');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_ghost', :'refused'), '42704', NULL, 'an unknown agent: an error');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_ghost', :'refused'), '22023', NULL, 'nor can that of an unknown agent be settled');
 SELECT throws_ok($$SELECT kavach_record_usage('agt_ghost', 5)$$, '42704', NULL, 'however it is called');
 
 -- Spent tokens are recorded, whatever has become of the agent.
@@ -151,6 +151,18 @@ SELECT kavach_create_policy(each => 'user', limits => '{"max_tokens_cost_per_mon
 SELECT is(row(code, policy_id)::text, '(recorded,)', 'an `each` that yields is not told') FROM kavach_record_usage('agt_e', 5);
 SELECT kavach_drop_policy(:'eva');
 SELECT is(row(code, policy_id, tokens_remaining)::text, format('(over_budget,%s,0)', :'each'), 'one that does not is') FROM kavach_record_usage('agt_e', 1);
+
+-- What an agent has left open is settled when the agent is gone, too.
+SELECT kavach_create_agent('agt_f', 'fay', 'acme', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT kavach_create_policy(user_id => 'fay', limits => '{"max_tokens_cost_per_month": 100}');
+SELECT audit_id AS a FROM kavach_authorize('agt_f', 'run', 'x', tokens_cost => 30) \gset
+SELECT audit_id AS b FROM kavach_authorize('agt_f', 'run', 'x', tokens_cost => 30, request_id => 'open') \gset
+DELETE FROM kavach.agent WHERE agent_id = 'agt_f';
+SELECT is(row(tokens_charged, code, tokens_remaining)::text, '(-20,recorded,60)', 'of a dropped agent: by audit_id') FROM kavach_record_usage('agt_f', 10, :'a');
+SELECT is(row(tokens_charged, code, tokens_remaining)::text, '(-30,recorded,90)', 'by request_id') FROM kavach_record_usage('agt_f', 0, request_id => 'open');
+SELECT is(row(tokens_charged, code, tokens_remaining)::text, '(-30,recorded,90)', 'as often as it is asked') FROM kavach_record_usage('agt_f', 0, request_id => 'open');
+SELECT is(row(user_id, tenant_id, action)::text, '(fay,acme,run)', 'for the owner that it was made for') FROM kavach.audit_log WHERE settles = :'b';
+SELECT throws_ok($$SELECT kavach_record_usage('agt_f', 5)$$, '42704', NULL, 'other usage is an error then');
 
 SELECT * FROM finish();
 ROLLBACK;

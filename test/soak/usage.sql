@@ -9,7 +9,10 @@
 -- ---- the ledger by scope and window ----
 
 CREATE TEMP TABLE ledger AS
-SELECT *, pg_xact_commit_timestamp(xmin) AS committed FROM kavach.audit_log;
+SELECT *, pg_xact_commit_timestamp(xmin) AS committed,
+       -- limits count what a settlement gives back where it was charged
+       least(ts, (SELECT a.ts FROM kavach.audit_log a WHERE a.id = l.settles AND l.tokens_cost < 0)) AS counts_at
+  FROM kavach.audit_log l;
 CREATE INDEX ON ledger (id);
 ANALYZE ledger;
 
@@ -18,8 +21,8 @@ SELECT s.scope, s.subject, w.period, w.start,
        coalesce(tokens_cost, 0) AS tokens, (kind = 'authorize')::int AS calls, committed
   FROM ledger
  CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('tenant', tenant_id), ('all', NULL)) AS s (scope, subject)
- CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', ts)), ('day', date_trunc('day', ts)),
-                            ('month', date_trunc('month', ts)), ('total', '-infinity')) AS w (period, start)
+ CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', counts_at)), ('day', date_trunc('day', counts_at)),
+                            ('month', date_trunc('month', counts_at)), ('total', '-infinity')) AS w (period, start)
  WHERE result = 'allowed' AND (s.scope = 'all' OR s.subject IS NOT NULL);
 ANALYZE charge;
 

@@ -11,10 +11,12 @@ use warnings;
 my $views = q{
 CREATE VIEW charge AS
 SELECT s.scope, s.subject, w.period, w.start, coalesce(tokens_cost, 0) AS tokens, (kind = 'authorize')::int AS calls
-  FROM kavach.audit_log
+  FROM kavach.audit_log AS l
+ CROSS JOIN LATERAL ( -- limits count what a settlement gives back where it was charged
+   SELECT least(ts, (SELECT a.ts FROM kavach.audit_log a WHERE a.id = l.settles AND l.tokens_cost < 0)) AS at) AS counts
  CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('tenant', tenant_id), ('all', NULL)) AS s (scope, subject)
- CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', ts, 'UTC')), ('day', date_trunc('day', ts, 'UTC')),
-                            ('month', date_trunc('month', ts, 'UTC')), ('total', '-infinity')) AS w (period, start)
+ CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', at, 'UTC')), ('day', date_trunc('day', at, 'UTC')),
+                            ('month', date_trunc('month', at, 'UTC')), ('total', '-infinity')) AS w (period, start)
  WHERE result = 'allowed'
  UNION ALL
 SELECT 'permission', permission_id::text, 'five_minutes', date_bin('5 minutes', ts, '2000-01-01Z'), 0, 1

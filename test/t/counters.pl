@@ -98,6 +98,30 @@ $two->quit;
 is($one->query('SELECT * FROM wrong'), '', 'here as well');
 is($one->query('BEGIN; SET LOCAL kavach.allow_drop = on; DROP VIEW wrong; DROP EXTENSION kavach; ROLLBACK; ' . call(2, 0)), 'allowed|50', 'and a DROP that is rolled back changes nothing');
 
+# ---- who only looks loads as a call does, once ----
+
+sub loads { return $one->query('SELECT loads FROM kavach.counter_stats') }
+my $first = $one->query(q{SELECT audit_id FROM kavach_authorize('agt_1', 'run', 'x', 0, request_id => 'looked')});
+for my $look (q{SELECT tokens_remaining FROM kavach_check_budget('agt_1')},
+	q{SELECT tokens_remaining FROM kavach_authorize('agt_1', 'run', 'x', 0, request_id => 'looked')},
+	q{SELECT tokens_remaining FROM kavach_record_usage('agt_1', 0, request_id => 'looked')})
+{
+	$one->query('SELECT kavach_reload_counters()');
+	is($one->query("BEGIN; $look"), 50, "from the ledger: $look");
+	my $loads = loads();
+	is($one->query($look), 50, 'and again') for 1 .. 2;
+	is(loads(), $loads, 'which is read once');
+	is($one->query('SELECT count(*) > 0, sum(pins) FROM kavach.counters'), 't|0', 'and nothing is held, in an open transaction neither') if $look =~ /check/;
+	$one->query('COMMIT');
+	is($one->query('SELECT * FROM wrong'), '', 'the counters are right');
+}
+$one->query('SELECT kavach_reload_counters()');
+is($one->query(q{BEGIN READ ONLY; SELECT tokens_remaining FROM kavach_check_budget('agt_1')}), 50, 'in a read-only transaction too');
+my $other = Session->new($node);
+like($other->query('SELECT kavach_reload_counters() > 0'), qr/^t$/, 'which holds up no reload');
+$one->query('COMMIT');
+$other->quit;
+
 # ---- own changes that are rolled back ----
 
 $two = Session->new($node);
