@@ -31,7 +31,7 @@ arguments: a JSON object for allowed_arg_patterns; ip: for ip_allowlist; metadat
 request_id: a key that makes retries safe: the same answer again and nothing charged; min_tokens: take less, down to this.
 allowed, code, reason: the outcome, the code stable; audit_id: the ledger row, for kavach_record_usage; policy_id: the budget that decided;
 tokens_granted: what was charged; tokens_remaining, calls_remaining: left under the tightest limit, NULL where none applies or none was looked at; retry_at: when a refused call may fit.
-A refusal is an answer, no error. Errors: 22004, 22023, 22001, 22003 bad input or a request_id used for another call.';
+A refusal is an answer, no error. Errors: 22004, 22023, 22001, 22003 bad input; KV001 a request_id used for another call.';
 
 CREATE FUNCTION @extschema@.kavach_record_usage(
   agent_id    text,
@@ -54,7 +54,7 @@ tokens_cost: the actual figure, 0 to 10^15; 0 releases an estimate;
 audit_id: the authorization that this settles: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
 metadata: a JSON object, kept.
 usage_id: the ledger row; tokens_charged: what it charges, negative for a refund; code: recorded, or over_budget where a budget is used up now, policy_id naming it; tokens_remaining, calls_remaining: as for kavach_authorize.
-Errors: 22004, 22023, 22001, 22003 bad input, an audit_id that is unknown, refused or another agent''s, or a settlement repeated with another figure; 42704 unknown agent.';
+Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent; KV001 a request_id that does not belong to audit_id, KV002 an audit_id that is unknown or another agent''s, KV003 usage recorded before with another figure, KV004 a refused authorization.';
 
 CREATE FUNCTION @extschema@.kavach_check_budget(
   agent_id    text,

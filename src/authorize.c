@@ -13,6 +13,7 @@
 #include "kavach.h"
 
 #include "access/htup_details.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
@@ -128,7 +129,7 @@ check_same_call(const Call *call, const LedgerRow *first)
 		other = "min_tokens";
 	if (other != NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_REQUEST_ID_REUSED),
 				 errmsg("request_id \"%s\" was used for another call", call->request_id),
 				 errdetail("The argument %s is not the same.", other),
 				 errhint("A retry repeats the call as it was; a new call needs a new request_id.")));
