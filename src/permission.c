@@ -12,6 +12,8 @@
  */
 #include "kavach.h"
 
+#include <sys/socket.h>
+
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
@@ -315,6 +317,29 @@ time_within(JsonbValue *window, const PermissionRequest *request)
 #define NETWORKS_EXPECTED "a list of networks in CIDR notation, such as \"10.0.0.0/8\" or \"2001:db8::/32\""
 
 /*
+ * IPv4 that is mapped into IPv6 (::ffff:10.0.0.0/104) as IPv4: a socket that
+ * listens for both gives a client's address in that spelling, and it is the
+ * same client.
+ */
+static Datum
+unmapped(Datum address)
+{
+	static const unsigned char mapped[12] = {[10] = 0xff,[11] = 0xff};
+	inet	   *given = DatumGetInetPP(address);
+	inet	   *plain;
+
+	if (ip_family(given) != PGSQL_AF_INET6 || ip_bits(given) < 96 ||
+		memcmp(ip_addr(given), mapped, sizeof(mapped)) != 0)
+		return address;
+	plain = palloc0(sizeof(inet));
+	ip_family(plain) = PGSQL_AF_INET;
+	ip_bits(plain) = ip_bits(given) - 96;
+	memcpy(ip_addr(plain), ip_addr(given) + sizeof(mapped), 4);
+	SET_INET_VARSIZE(plain);
+	return InetPGetDatum(plain);
+}
+
+/*
  * cidr takes "10" for 10.0.0.0/8; inet does not, and so a mistyped address
  * opens no network.
  */
@@ -341,11 +366,13 @@ ip_listed(JsonbValue *value, const PermissionRequest *request)
 {
 	StringList	networks = strings_of(value, "ip_allowlist", NETWORKS_EXPECTED);
 	char	   *network;
+	Datum		address;
 
 	if (request->ip == NULL)
 		return false;
+	address = unmapped(InetPGetDatum(request->ip));
 	while ((network = next_string(&networks, "ip_allowlist", NETWORKS_EXPECTED)) != NULL)
-		if (DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(request->ip), network_of(network))))
+		if (DatumGetBool(DirectFunctionCall2(network_subeq, address, unmapped(network_of(network)))))
 			return true;
 	return false;
 }
