@@ -1,6 +1,6 @@
 -- idempotency.sql: a repeated request_id decides and charges once.
 BEGIN;
-SELECT plan(37);
+SELECT plan(38);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-01-30 12:00:00+00';
@@ -16,6 +16,7 @@ SELECT is(:'answer'::text, format('(t,budget_warning,%s,10,90,19)', :'warn'), 't
 SELECT is(row(audit_id, allowed, code, reason, policy_id, tokens_granted, tokens_remaining, calls_remaining)::text,
           row(:'a', true, 'budget_warning', :'reason', :'warn', 10, 90, 19)::text, 'the same again: the first answer')
   FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', '10.0.0.1', 'r1', '{"m": 1}');
+SELECT is(row(action, http_status)::text, '(warn,200)', 'with the action of its policy') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', request_id => 'r1');
 SELECT is(audit_id, :'a', 'ip and metadata may differ') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', '10.9.9.9', 'r1', '{"m": 2}');
 SELECT is(audit_id, :'a', 'or be absent') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', request_id => 'r1');
 SELECT is(audit_id, :'a', 'arguments that are equal JSON are the same') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{ "k":1.0 }', request_id => 'r1');

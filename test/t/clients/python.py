@@ -77,6 +77,7 @@ nothing = authorize(None)
 check((nothing.allowed, nothing.tokens_granted), (True, None), "None as no cost")
 refused = authorize(10**15)
 check((refused.allowed, refused.code, refused.tokens_granted, refused.policy_id), (False, "budget_exceeded", 0, policy), "a refusal is an answer")
+check((refused.action, refused.http_status), ("block", 402), "that a gateway can pass on")
 check(refused.retry_at.astimezone(datetime.timezone.utc), datetime.datetime(2026, 3, 11, tzinfo=datetime.timezone.utc), "with a datetime to retry at")
 row = db.cursor(row_factory=dict_row).execute("SELECT * FROM kavach_cost_by_agent(%s, %s) WHERE agent_id = %s", (
     datetime.datetime(2026, 3, 10, tzinfo=datetime.timezone.utc), None, agent)).fetchone()
