@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * authorize.c
- *		kavach_authorize: decides, charges and records a call.
+ *		kavach_authorize: decides, charges and records a call; and
+ *		kavach_check_budget, which tells what it would decide.
  *
  * authorize() below is the pipeline; it stops at the first refusal, and
  * whatever the outcome, one ledger row says so.  A refusal is an answer, not
@@ -8,11 +9,15 @@
  *
  * The caller's transaction owns the decision: where it rolls back, charge and
  * row go with it.
+ *
+ * advise() takes the same steps in the same order, but reads usage as advice:
+ * it charges, writes and locks nothing, and revokes nobody.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
 #include "access/htup_details.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
@@ -25,7 +30,8 @@ PG_FUNCTION_INFO_V1(kavach_check_budget);
 typedef struct Call
 {
 	const char *agent_id;
-	const char *action;
+	const char *action;			/* NULL with resource: advice on agent and
+								 * budgets alone */
 	const char *resource;
 	OptionalInt64 tokens_cost;
 	Jsonb	   *arguments;
@@ -34,6 +40,7 @@ typedef struct Call
 	Jsonb	   *metadata;
 	OptionalInt64 min_tokens;
 	TimestampTz ts;
+	bool		advice;			/* kavach_check_budget asks */
 } Call;
 
 /* What it is answered, in the order of the answer's columns. */
@@ -48,6 +55,7 @@ typedef struct Decision
 	OptionalInt64 tokens_remaining;
 	OptionalInt64 calls_remaining;
 	TimestampTz retry_at;		/* DT_NOEND for none */
+	const char *policy_action;	/* of the policy that decided, or NULL */
 
 	int64		permission_id;	/* for the ledger; 0 for none */
 } Decision;
@@ -63,37 +71,166 @@ refuse(Decision *decision, const char *result, const char *code, const char *rea
 {
 	decision->result = result;
 	decision->code = code;
-	decision->reason = reason;
+	decision->reason = clip_text(reason, MAX_REASON_BYTES);
 	decision->granted.given = true;
 	decision->granted.value = 0;
 }
 
+/* The status that a gateway in front of an HTTP service answers, by code and action. */
+static int
+http_status(const Decision *decision)
+{
+	if (is_admitted(decision))
+		return 200;
+	if (strcmp(decision->result, "rate_limited") == 0)
+		return 429;
+	if (strcmp(decision->code, "agent_not_found") == 0)
+		return 401;
+	if (decision->policy_action != NULL && strcmp(decision->policy_action, action_names[ACTION_BLOCK]) == 0)
+		return 402;
+	return 403;
+}
+
+/* ---- what is left ---- */
+
+/* How many more calls the rates of the candidates admit together; not given where one has no rate. */
+static OptionalInt64
+rates_left(const PermissionVerdict *permission)
+{
+	OptionalInt64 left = {0};
+
+	for (int i = 0; i < permission->ncandidates; i++)
+	{
+		const Candidate *candidate = &permission->candidates[i];
+
+		left.given = candidate->max_calls_per_hour > 0;
+		if (!left.given)
+			break;
+		left.value += candidate->left;
+	}
+	return left;
+}
+
+static OptionalInt64
+least(OptionalInt64 a, OptionalInt64 b)
+{
+	if (!a.given || !b.given)
+		return a.given ? a : b;
+	return a.value <= b.value ? a : b;
+}
+
 static void
-tell_remaining(Decision *decision, Budget *budget)
+tell_remaining(Decision *decision, Budget *budget, const PermissionVerdict *permission)
 {
 	decision->tokens_remaining = budget_remaining(budget, MEASURE_TOKENS);
-	decision->calls_remaining = budget_remaining(budget, MEASURE_CALLS);
+	decision->calls_remaining = least(budget_remaining(budget, MEASURE_CALLS), rates_left(permission));
+}
+
+/* ---- permission, and its rate per hour ---- */
+
+static PermissionVerdict
+check_permission(const Call *call, const Profile *profile)
+{
+	PermissionRequest request = {
+		.action = call->action,
+		.resource = call->resource,
+		.arguments = call->arguments,
+		.ip = call->ip,
+		.ts = call->ts,
+	};
+
+	return permission_check(profile, &request);
+}
+
+/*
+ * How a candidate's rate stands: what is left, and where nothing is, the first
+ * mark of five minutes at which enough of its calls have left the hour.
+ */
+static void
+set_room(Candidate *candidate, TimestampTz ts, const int64 calls[RATE_WINDOWS])
+{
+	int64		sum = 0;
+	TimestampTz mark = period_start(PERIOD_RATE, ts);	/* the current window */
+
+	for (int i = 0; i < RATE_WINDOWS; i++)
+		sum += calls[i];
+	candidate->left = Max(candidate->max_calls_per_hour - sum, 0);
+	candidate->room_at = DT_NOBEGIN;
+	for (int i = 0; i < RATE_WINDOWS && sum >= candidate->max_calls_per_hour; i++)
+	{
+		sum -= calls[i];
+		mark += RATE_WINDOW;
+		candidate->room_at = mark;
+	}
+}
+
+/* By the counters of the call, which are locked. */
+static void
+read_rates(const CounterSet *counters, PermissionVerdict *permission)
+{
+	for (int i = 0; i < permission->ncandidates; i++)
+	{
+		Candidate  *candidate = &permission->candidates[i];
+		int64		calls[RATE_WINDOWS];
+
+		candidate->room_at = DT_NOBEGIN;
+		if (candidate->rate < 0)
+			continue;
+		counter_rate(counters, candidate->rate, calls);
+		set_room(candidate, counters->ts, calls);
+	}
+}
+
+/* As of now: advice, not a decision. */
+static void
+peek_rates(const Call *call, PermissionVerdict *permission)
+{
+	for (int i = 0; i < permission->ncandidates; i++)
+	{
+		Candidate  *candidate = &permission->candidates[i];
+		int64		calls[RATE_WINDOWS];
+
+		candidate->room_at = DT_NOBEGIN;
+		if (candidate->max_calls_per_hour == 0)
+			continue;
+		counter_peek_rate(call->agent_id, candidate->permission_id, call->ts, calls);
+		set_room(candidate, call->ts, calls);
+	}
+}
+
+/* The first candidate whose rate has room, or NULL. */
+static Candidate *
+first_with_room(const PermissionVerdict *permission)
+{
+	for (int i = 0; i < permission->ncandidates; i++)
+		if (permission->candidates[i].room_at == DT_NOBEGIN)
+			return &permission->candidates[i];
+	return NULL;
 }
 
 /* ---- 1. the agent: known, active, not expired ---- */
 
-static bool
-agent_passes(const char *agent_id, const Agent *agent, TimestampTz ts, Decision *decision)
+static void
+refuse_unknown(const char *agent_id, Decision *decision)
 {
-	if (agent == NULL)
-		refuse(decision, "denied", "agent_not_found",
-			   psprintf("there is no such agent; to create it: SELECT kavach_create_agent(%s, user_id => '...')",
-						quote_literal_cstr(agent_id)));
-	else if (agent->revoked)
+	refuse(decision, "denied", "agent_not_found",
+		   psprintf("there is no such agent; to create it: SELECT kavach_create_agent(%s, user_id => '...')",
+					quote_literal_cstr(agent_id)));
+}
+
+static bool
+agent_passes(const Agent *agent, TimestampTz ts, Decision *decision)
+{
+	if (agent->revoked)
 		refuse(decision, "denied", "agent_revoked",
 			   psprintf("the agent is revoked%s%s; to restore it: SELECT kavach_restore_agent(%s)",
 						agent->status_reason ? ": " : "",
-						agent->status_reason ? agent->status_reason : "",
-						quote_literal_cstr(agent_id)));
+						agent->status_reason ? clip_text(agent->status_reason, MAX_REASON_BYTES / 2) : "",
+						quote_literal_cstr(agent->agent_id)));
 	else if (agent->expires && ts >= agent->expires_at)
 		refuse(decision, "denied", "agent_expired",
 			   psprintf("the agent expired at %s; to extend it: SELECT kavach_update_agent(%s, '{\"expires_at\": null}')",
-						format_utc(agent->expires_at), quote_literal_cstr(agent_id)));
+						format_utc(agent->expires_at), quote_literal_cstr(agent->agent_id)));
 	return decision->result == NULL;
 }
 
@@ -128,7 +265,7 @@ check_same_call(const Call *call, const LedgerRow *first)
 		other = "min_tokens";
 	if (other != NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_REQUEST_ID_REUSED),
 				 errmsg("request_id \"%s\" was used for another call", call->request_id),
 				 errdetail("The argument %s is not the same.", other),
 				 errhint("A retry repeats the call as it was; a new call needs a new request_id.")));
@@ -140,6 +277,7 @@ is_retry(const Call *call, const Profile *profile, Decision *decision)
 	LedgerRow  *first;
 	Budget		budget;
 	Subject		subject = agent_subject(&profile->agent);
+	PermissionVerdict permission;
 
 	if (call->request_id == NULL)
 		return false;
@@ -153,10 +291,13 @@ is_retry(const Call *call, const Profile *profile, Decision *decision)
 	decision->reason = first->reason;
 	decision->audit_id = first->id;
 	decision->policy_id = first->policy_id;
+	decision->policy_action = first->policy_id ? action_names[ACTION_WARN] : NULL;
 	decision->granted = first->tokens_cost;
 	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
 	budget_peek(&budget);
-	tell_remaining(decision, &budget);
+	permission = check_permission(call, profile);
+	peek_rates(call, &permission);
+	tell_remaining(decision, &budget, &permission);
 	return true;
 }
 
@@ -165,17 +306,12 @@ is_retry(const Call *call, const Profile *profile, Decision *decision)
 static bool
 permission_passes(const Call *call, const Profile *profile, PermissionVerdict *verdict, Decision *decision)
 {
-	PermissionRequest request = {
-		.action = call->action,
-		.resource = call->resource,
-		.arguments = call->arguments,
-		.ip = call->ip,
-		.ts = call->ts,
-	};
-
-	*verdict = permission_check(profile, &request);
+	*verdict = check_permission(call, profile);
 	if (verdict->ncandidates == 0)
+	{
 		refuse(decision, "denied", verdict->code, verdict->reason);
+		decision->retry_at = verdict->opens_at;
+	}
 	return decision->result == NULL;
 }
 
@@ -184,9 +320,7 @@ permission_passes(const Call *call, const Profile *profile, PermissionVerdict *v
 /* What was decided under the counters' locks, where nothing is put into words. */
 typedef struct Charge
 {
-	const Candidate *taken;		/* NULL: every candidate's rate is used up */
-	const Candidate *soonest;	/* then the one that has room first */
-	TimestampTz rate_retry_at;
+	Candidate  *taken;			/* NULL: every candidate's rate is used up */
 	BudgetVerdict verdict;
 } Charge;
 
@@ -207,60 +341,15 @@ open_counters(CounterSet *counters, const Call *call, const Subject *subject, Pe
 	counter_open(counters, subject, call->ts, call->ts, rated, nrated);
 }
 
-/*
- * When a candidate has room: now (DT_NOBEGIN), or at the first mark of five
- * minutes at which enough of its calls have left the hour.
- */
-static TimestampTz
-room_at(const CounterSet *counters, const Candidate *candidate)
-{
-	int64		calls[RATE_WINDOWS];
-	int64		sum = 0;
-	TimestampTz mark = period_start(PERIOD_RATE, counters->ts); /* the current window */
-
-	if (candidate->rate < 0)
-		return DT_NOBEGIN;
-	counter_rate(counters, candidate->rate, calls);
-	for (int i = 0; i < RATE_WINDOWS; i++)
-		sum += calls[i];
-	if (sum < candidate->max_calls_per_hour)
-		return DT_NOBEGIN;
-	for (int i = 0; i < RATE_WINDOWS && sum >= candidate->max_calls_per_hour; i++)
-	{
-		sum -= calls[i];
-		mark += RATE_WINDOW;
-	}
-	return mark;
-}
-
-/* Takes the first candidate whose rate per hour has room. */
-static void
-take_candidate(const CounterSet *counters, const PermissionVerdict *permission, Charge *charge)
-{
-	charge->taken = NULL;
-	charge->rate_retry_at = DT_NOEND;
-	for (int i = 0; i < permission->ncandidates && charge->taken == NULL; i++)
-	{
-		TimestampTz room = room_at(counters, &permission->candidates[i]);
-
-		if (room == DT_NOBEGIN)
-			charge->taken = &permission->candidates[i];
-		else if (room < charge->rate_retry_at)
-		{
-			charge->soonest = &permission->candidates[i];
-			charge->rate_retry_at = room;
-		}
-	}
-}
-
 /* Checks rate and budgets, then charges them, all or none. */
 static Charge
-charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict *permission, Budget *budget)
+charge_counters(const Call *call, CounterSet *counters, PermissionVerdict *permission, Budget *budget)
 {
 	Charge		charge = {0};
 	bool		taken = true;
 
-	take_candidate(counters, permission, &charge);
+	read_rates(counters, permission);
+	charge.taken = first_with_room(permission);
 	if (charge.taken != NULL)
 	{
 		budget_read(budget, counters);
@@ -275,43 +364,52 @@ charge_counters(const Call *call, CounterSet *counters, const PermissionVerdict 
 }
 
 static void
-refuse_rate(const Charge *charge, Decision *decision)
+refuse_rate(const PermissionVerdict *permission, Decision *decision)
 {
-	Assert(charge->soonest != NULL);	/* there was a candidate */
-	decision->retry_at = charge->rate_retry_at;
+	const Candidate *soonest = &permission->candidates[0];
+
+	for (int i = 1; i < permission->ncandidates; i++)
+		if (permission->candidates[i].room_at < soonest->room_at)
+			soonest = &permission->candidates[i];
+	decision->retry_at = Min(soonest->room_at, permission->opens_at);
+	decision->calls_remaining = rates_left(permission);
 	refuse(decision, "rate_limited", "rate_limited",
-		   psprintf("permission %lld allows %lld calls per hour, and they are used up; retry from %s on",
-					(long long) charge->soonest->permission_id,
-					(long long) charge->soonest->max_calls_per_hour,
-					format_utc(charge->rate_retry_at)));
+		   psprintf("permission %lld allows %lld %s per hour, and %s used up; retry from %s on",
+					(long long) soonest->permission_id,
+					(long long) soonest->max_calls_per_hour,
+					plural(soonest->max_calls_per_hour, "call", "calls"),
+					plural(soonest->max_calls_per_hour, "it is", "they are"),
+					format_utc(decision->retry_at)));
 }
 
 /* Puts a budget's verdict into the answer. */
 static void
 apply_verdict(const Call *call, const Budget *budget, const BudgetVerdict *verdict, Decision *decision)
 {
-	char	   *reason = budget_reason(budget, verdict, call->tokens_cost, call->min_tokens);
+	char	   *reason = budget_reason(budget, verdict, call->tokens_cost, call->min_tokens, call->advice);
+	const BudgetLimit *decisive = verdict->warning;
 
 	if (verdict->refusal != NULL)
 	{
-		refuse(decision, refusal_result(verdict->refusal->action), "budget_exceeded", reason);
-		decision->policy_id = verdict->refusal->policy_id;
+		decisive = verdict->refusal;
+		refuse(decision, refusal_result(decisive->action), "budget_exceeded", reason);
 		decision->retry_at = verdict->retry_at;
 	}
 	else if (verdict->pending != NULL)
 	{
+		decisive = verdict->pending;
 		refuse(decision, "rate_limited", "budget_pending", reason);
-		decision->policy_id = verdict->pending->policy_id;
 		decision->retry_at = verdict->retry_at;
 	}
 	else
 	{
 		decision->result = "allowed";
-		decision->code = verdict->warning ? "budget_warning" : "allowed";
-		decision->reason = reason;
-		decision->policy_id = verdict->warning ? verdict->warning->policy_id : NULL;
+		decision->code = decisive ? "budget_warning" : "allowed";
+		decision->reason = reason ? clip_text(reason, MAX_REASON_BYTES) : NULL;
 		decision->granted = verdict->granted;
 	}
+	decision->policy_id = decisive ? decisive->policy_id : NULL;
+	decision->policy_action = decisive ? action_names[decisive->action] : NULL;
 }
 
 static void
@@ -327,7 +425,7 @@ decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *pe
 	charge = charge_counters(call, &counters, permission, &budget);
 	if (charge.taken == NULL)
 	{
-		refuse_rate(&charge, decision);
+		refuse_rate(permission, decision);
 		return;
 	}
 
@@ -335,12 +433,35 @@ decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *pe
 	if (charge.verdict.admitted)
 	{
 		decision->permission_id = charge.taken->permission_id;
+		charge.taken->left--;
 		budget_charge(&budget, decision->granted.value, 1);
 	}
 	else if (charge.verdict.refusal != NULL && charge.verdict.refusal->action == ACTION_REVOKE)
 		catalog_revoke_agent(call->agent_id,
 							 psprintf("policy %s", charge.verdict.refusal->policy_id), call->ts);
-	tell_remaining(decision, &budget);
+	tell_remaining(decision, &budget, permission);
+}
+
+/* What decide_by_budget would decide, without locks and charges. */
+static void
+advise_by_budget(const Call *call, const Profile *profile, PermissionVerdict *permission, Decision *decision)
+{
+	Subject		subject = agent_subject(&profile->agent);
+	Budget		budget;
+	BudgetVerdict verdict;
+
+	peek_rates(call, permission);
+	if (permission->ncandidates > 0 && first_with_room(permission) == NULL)
+	{
+		refuse_rate(permission, decision);
+		return;
+	}
+
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+	budget_peek(&budget);
+	verdict = budget_check(&budget, call->tokens_cost, call->min_tokens);
+	apply_verdict(call, &budget, &verdict, decision);
+	tell_remaining(decision, &budget, permission);
 }
 
 /* ---- 5. the ledger ---- */
@@ -381,24 +502,35 @@ authorize(const Call *call)
 {
 	Decision	decision = {.retry_at = DT_NOEND};
 	const Profile *profile;
-	const Agent *agent;
 	PermissionVerdict permission;
 
 	/* before anything is looked up, as it may wait */
 	if (call->request_id != NULL)
 		ledger_lock_request(call->agent_id, call->request_id, call->ts);
 	profile = catalog_profile(call->agent_id);
-	agent = profile ? &profile->agent : NULL;
 
-	if (agent_passes(call->agent_id, agent, call->ts, &decision))
+	if (profile == NULL)
+		refuse_unknown(call->agent_id, &decision);
+	else if (agent_passes(&profile->agent, call->ts, &decision))
 	{
 		if (is_retry(call, profile, &decision))
 			return decision;
 		if (permission_passes(call, profile, &permission, &decision))
 			decide_by_budget(call, profile, &permission, &decision);
 	}
-	write_ledger(call, agent, &decision);
+	write_ledger(call, profile ? &profile->agent : NULL, &decision);
 	return decision;
+}
+
+static void
+check_min_tokens(const Call *call)
+{
+	if (call->min_tokens.given &&
+		(!call->tokens_cost.given || call->min_tokens.value < 1 || call->min_tokens.value > call->tokens_cost.value))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("min_tokens must be from 1 to tokens_cost"),
+				 errhint("tokens_cost is what the call would like, min_tokens what it can do with.")));
 }
 
 static Call
@@ -417,12 +549,7 @@ read_call(FunctionCallInfo fcinfo)
 		.ts = clock_now(),
 	};
 
-	if (call.min_tokens.given &&
-		(!call.tokens_cost.given || call.min_tokens.value < 1 || call.min_tokens.value > call.tokens_cost.value))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("min_tokens must be from 1 to tokens_cost"),
-				 errhint("tokens_cost is what the call would like, min_tokens what it can do with.")));
+	check_min_tokens(&call);
 	return call;
 }
 
@@ -433,8 +560,8 @@ kavach_authorize(PG_FUNCTION_ARGS)
 	Call		call = read_call(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);
 	Decision	decision;
-	Datum		values[9];
-	bool		nulls[9] = {false};
+	Datum		values[11];
+	bool		nulls[11] = {false};
 
 	PreventCommandIfReadOnly("kavach_authorize()");
 	PreventCommandIfParallelMode("kavach_authorize()");
@@ -454,44 +581,62 @@ kavach_authorize(PG_FUNCTION_ARGS)
 	values[7] = number_or_null(decision.calls_remaining, &nulls[7]);
 	values[8] = TimestampTzGetDatum(decision.retry_at);
 	nulls[8] = decision.retry_at == DT_NOEND;
+	values[9] = text_or_null(decision.policy_action, &nulls[9]);
+	values[10] = Int32GetDatum(http_status(&decision));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
-/* What authorize would say of agent and budgets, without locks and charges. */
+/* What authorize would decide; without action and resource, of agent and budgets alone. */
 static Decision
 advise(const Call *call)
 {
 	Decision	decision = {.retry_at = DT_NOEND};
 	const Profile *profile = catalog_profile(call->agent_id);
+	PermissionVerdict permission = {0};
 
-	if (agent_passes(call->agent_id, profile ? &profile->agent : NULL, call->ts, &decision))
-	{
-		Subject		subject = agent_subject(&profile->agent);
-		Budget		budget;
-		BudgetVerdict verdict;
-
-		budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
-		budget_peek(&budget);
-		verdict = budget_check(&budget, call->tokens_cost, call->min_tokens);
-		apply_verdict(call, &budget, &verdict, &decision);
-		tell_remaining(&decision, &budget);
-	}
+	if (profile == NULL)
+		refuse_unknown(call->agent_id, &decision);
+	else if (agent_passes(&profile->agent, call->ts, &decision) &&
+			 (call->action == NULL || permission_passes(call, profile, &permission, &decision)))
+		advise_by_budget(call, profile, &permission, &decision);
 	return decision;
+}
+
+static Call
+read_question(FunctionCallInfo fcinfo)
+{
+	Call		call = {
+		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
+		.tokens_cost = count_arg(fcinfo, 1, "tokens_cost"),
+		.action = optional_id_arg(fcinfo, 2, "action"),
+		.resource = PG_ARGISNULL(3) ? NULL : required_text_arg(fcinfo, 3, "resource", MAX_RESOURCE_BYTES),
+		.arguments = object_arg(fcinfo, 4, "arguments"),
+		.ip = PG_ARGISNULL(5) ? NULL : PG_GETARG_INET_P(5),
+		.min_tokens = count_arg(fcinfo, 6, "min_tokens"),
+		.ts = clock_now(),
+		.advice = true,
+	};
+
+	check_min_tokens(&call);
+	if ((call.action == NULL) != (call.resource == NULL) ||
+		(call.action == NULL && (call.arguments != NULL || call.ip != NULL)))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be NULL", call.action == NULL ? "action" : "resource"),
+				 errdetail("Permissions are looked at by action and resource; arguments and ip are for their constraints."),
+				 errhint("Give both, or leave all four out to ask about the agent and its budgets alone.")));
+	return call;
 }
 
 /* SQL: kavach_check_budget(...) */
 Datum
 kavach_check_budget(PG_FUNCTION_ARGS)
 {
-	Call		call = {
-		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
-		.tokens_cost = count_arg(fcinfo, 1, "tokens_cost"),
-		.ts = clock_now(),
-	};
+	Call		call = read_question(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);
 	Decision	decision;
-	Datum		values[7];
-	bool		nulls[7] = {false};
+	Datum		values[9];
+	bool		nulls[9] = {false};
 
 	PreventCommandIfParallelMode("kavach_check_budget()");
 
@@ -505,5 +650,7 @@ kavach_check_budget(PG_FUNCTION_ARGS)
 	values[5] = number_or_null(decision.calls_remaining, &nulls[5]);
 	values[6] = TimestampTzGetDatum(decision.retry_at);
 	nulls[6] = decision.retry_at == DT_NOEND;
+	values[7] = text_or_null(decision.policy_action, &nulls[7]);
+	values[8] = Int32GetDatum(http_status(&decision));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }

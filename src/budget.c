@@ -16,6 +16,13 @@
 #include "common/int.h"
 #include "utils/builtins.h"
 
+const char *const action_names[NUM_ACTIONS] = {
+	[ACTION_WARN] = "warn",
+	[ACTION_THROTTLE] = "throttle",
+	[ACTION_BLOCK] = "block",
+	[ACTION_REVOKE] = "revoke",
+};
+
 Subject
 agent_subject(const Agent *agent)
 {
@@ -270,42 +277,76 @@ budget_remaining(Budget *budget, MeasureKind measure)
 
 /* ---- in words ---- */
 
+/* "user "alice"", "all agents" */
+static const char *
+subject_in_words(const Budget *budget, const BudgetLimit *limit)
+{
+	const char *id = budget->subject.ids[limit->scope];
+
+	return id ? psprintf("%s \"%s\"", scopes[limit->scope].name, id) : "all agents";
+}
+
+/* Of a limit of 0 there is nothing to be used up. */
+static bool
+allows_nothing(const BudgetLimit *limit)
+{
+	return limit->amount == 0 && limit->used >= 0;
+}
+
+static const char *
+unit_of(const BudgetLimit *limit)
+{
+	if (limit->measure == MEASURE_TOKENS)
+		return plural(limit->amount, "token", "tokens");
+	return plural(limit->amount, "call", "calls");
+}
+
 /* "policy pol_x: 4900 of 5000 tokens used this month by user "alice"" */
 static char *
 standing(const Budget *budget, const BudgetLimit *limit)
 {
-	const char *id = budget->subject.ids[limit->scope];
-
+	if (allows_nothing(limit))
+		return psprintf("policy %s: the limit is 0 %s %s for %s",
+						limit->policy_id, unit_of(limit), periods[limit->period].phrase,
+						subject_in_words(budget, limit));
 	return psprintf("policy %s: %lld of %lld %s used %s by %s",
 					limit->policy_id, (long long) limit->used, (long long) limit->amount,
-					limit->measure == MEASURE_TOKENS ? "tokens" : "calls",
-					periods[limit->period].phrase,
-					id ? psprintf("%s \"%s\"", scopes[limit->scope].name, id) : "all agents");
+					unit_of(limit), periods[limit->period].phrase, subject_in_words(budget, limit));
+}
+
+/* ", 900 more do not fit" */
+static const char *
+excess(const BudgetLimit *limit, int64 cost)
+{
+	if (allows_nothing(limit))
+		return "";
+	if (limit->measure == MEASURE_CALLS)
+		return ", one more call does not fit";
+	if (cost == 0)
+		return ", nothing is left";
+	if (exceeds_alone(limit, cost))
+		return psprintf(", %lld more never fit", (long long) cost);
+	return psprintf(", %lld more %s not fit", (long long) cost, plural(cost, "does", "do"));
 }
 
 /* What does not fit, and what to do about it. */
 static char *
-refusal_reason(const Budget *budget, const BudgetVerdict *verdict, int64 cost)
+refusal_reason(const Budget *budget, const BudgetVerdict *verdict, int64 cost, bool advice)
 {
 	const BudgetLimit *limit = verdict->refusal;
-	const char *excess;
 	const char *next;
 
-	if (limit->measure == MEASURE_CALLS)
-		excess = "one more call does not fit";
-	else if (cost == 0)
-		excess = "nothing is left";
-	else
-		excess = psprintf("%lld more do not fit", (long long) cost);
-
 	if (limit->action == ACTION_REVOKE)
-		next = "such a call revokes the agent; kavach_restore_agent() restores it";
+		next = psprintf("%s; kavach_restore_agent() restores it",
+						advice ? "such a call revokes the agent" : "the agent is revoked now");
+	else if (exceeds_alone(limit, cost))
+		next = "kavach_update_policy() raises the limit";
 	else if (verdict->retry_at == DT_NOEND)
 		next = "kavach_update_policy() raises the limit, kavach_reset_policy() forgives what is used";
 	else
 		next = psprintf("retry from %s on, or see kavach_update_policy() and kavach_reset_policy()",
 						format_utc(verdict->retry_at));
-	return psprintf("%s, %s; %s", standing(budget, limit), excess, next);
+	return psprintf("%s%s; %s", standing(budget, limit), excess(limit, cost), next);
 }
 
 static char *
@@ -322,14 +363,19 @@ admission_reason(const Budget *budget, const BudgetVerdict *verdict, OptionalInt
 					partly ? partly : "", partly ? "; " : "", standing(budget, verdict->warning));
 }
 
-/* A sentence for people on a verdict, before its charge is counted in; may be NULL. */
+/*
+ * A sentence for people on a verdict, before its charge is counted in; may be
+ * NULL.  advice: whether the call is not made, but asked about.
+ */
 char *
-budget_reason(const Budget *budget, const BudgetVerdict *verdict, OptionalInt64 cost, OptionalInt64 min_tokens)
+budget_reason(const Budget *budget, const BudgetVerdict *verdict, OptionalInt64 cost, OptionalInt64 min_tokens,
+			  bool advice)
 {
 	if (verdict->refusal != NULL)
-		return refusal_reason(budget, verdict, min_tokens.given ? min_tokens.value : cost.value);
+		return refusal_reason(budget, verdict, min_tokens.given ? min_tokens.value : cost.value, advice);
 	if (verdict->pending != NULL)
-		return psprintf("%s, and %lld more are pending in open transactions; retry in a second",
-						standing(budget, verdict->pending), (long long) verdict->pending->pending);
+		return psprintf("%s, and %lld more %s pending in open transactions; retry in a second",
+						standing(budget, verdict->pending), (long long) verdict->pending->pending,
+						plural(verdict->pending->pending, "is", "are"));
 	return admission_reason(budget, verdict, cost);
 }

@@ -287,13 +287,12 @@ read_permission(Permission *permission, uint64 row)
 static void
 read_limit(BudgetLimit *limit, uint64 row)
 {
-	static const char *const actions[] = {"warn", "throttle", "block", "revoke"};
 	static const char *const measures[] = {"tokens", "calls"};
 	bool		isnull;
 
 	limit->policy_id = query_text(row, 2);
 	limit->scope = scope_named(query_text(row, 3));
-	limit->action = kind_of(query_text(row, 4), actions, lengthof(actions));
+	limit->action = kind_of(query_text(row, 4), action_names, NUM_ACTIONS);
 	limit->measure = kind_of(query_text(row, 5), measures, lengthof(measures));
 	limit->period = period_named(query_text(row, 6));
 	limit->each = DatumGetBool(query_datum(row, 7, &isnull));

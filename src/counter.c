@@ -1076,6 +1076,51 @@ counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES
 		tally_missing(subject, ts, missing, usage);
 }
 
+/* How the windows of a rate stand in memory; false where one is not there. */
+static bool
+peek_rate(const char *id, TimestampTz first, Usage usage[RATE_WINDOWS])
+{
+	Oid			ledger = ledger_oid();
+	uint32		subject = hash_subject(MyDatabaseId, ledger, SCOPE_PERMISSION, id, strlen(id));
+	LWLock	   *lock = &partition_locks[PARTITION_OF(subject)].lock;
+	int			found = 0;
+
+	LWLockAcquire(lock, LW_SHARED);
+	while (found < RATE_WINDOWS)
+	{
+		CounterKey	key;
+		uint32		hash;
+		CounterEntry *entry;
+
+		make_key(&key, ledger, SCOPE_PERMISSION, id, PERIOD_RATE, first + found * RATE_WINDOW);
+		hash = hash_window(subject, &key);
+		entry = hash_search_with_hash_value(entries, &key, hash, HASH_FIND, NULL);
+		if (entry == NULL || !entry->loaded)
+			break;
+		usage[found++] = usage_of(entry, own_charge(&key, hash));
+	}
+	LWLockRelease(lock);
+	return found == RATE_WINDOWS;
+}
+
+/*
+ * The calls of a permission in the windows of its rate per hour, as
+ * counter_rate tells, for advice: from memory where all of them are there,
+ * else from the ledger.
+ */
+void
+counter_peek_rate(const char *agent_id, int64 permission_id, TimestampTz ts, int64 calls[RATE_WINDOWS])
+{
+	char	   *id = psprintf("%lld", (long long) permission_id);
+	TimestampTz first = period_start(PERIOD_RATE, ts) - CURRENT_RATE_WINDOW * RATE_WINDOW;
+	Usage		usage[RATE_WINDOWS];
+
+	if (entries == NULL || !peek_rate(id, first, usage))
+		tally_rate(agent_id, permission_id, ts, usage);
+	for (int window = 0; window < RATE_WINDOWS; window++)
+		calls[window] = usage[window].used[MEASURE_CALLS] + usage[window].pending[MEASURE_CALLS];
+}
+
 /* ---- the end of (sub)transactions: nothing here may fail or allocate ---- */
 
 static void

@@ -20,6 +20,8 @@
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in
+ *	words.c			how texts and numbers read in a reason
+ *	errors.h		SQLSTATEs of kavach's own
  *	compat.h		what differs between versions of PostgreSQL
  *
  * Only counter.c and tally.c know how usage is counted, and only ledger.c and

@@ -79,6 +79,8 @@ typedef enum PolicyAction
 	ACTION_REVOKE
 } PolicyAction;
 
+#define NUM_ACTIONS		(ACTION_REVOKE + 1)
+
 /* The ids that a call charges, by ScopeKind; NULL where there is none. */
 typedef struct Subject
 {
@@ -156,6 +158,14 @@ extern TupleDesc answer_desc(FunctionCallInfo fcinfo);
 extern Datum text_or_null(const char *value, bool *isnull);
 extern Datum number_or_null(OptionalInt64 number, bool *isnull);
 extern bool same_text(const char *a, const char *b);
+
+/* ---- words.c: how texts and numbers read in a reason ---- */
+
+#define MAX_REASON_BYTES	2048
+
+extern const char *clip_text(const char *text, int max_bytes);
+extern char *quote_text(const char *text);
+extern const char *plural(int64 number, const char *one, const char *many);
 
 /* ---- catalog.c: agents, permissions and policies, looked up ---- */
 
@@ -288,6 +298,8 @@ extern void counter_close(CounterSet *set);
 extern void counter_warn_if_small(void);
 extern void counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES],
 						 Usage usage[NUM_SCOPES][NUM_PERIODS]);
+extern void counter_peek_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
+							  int64 calls[RATE_WINDOWS]);
 extern void counter_end_transaction(bool commit);
 extern void counter_end_subtransaction(bool commit, int level);
 
@@ -420,6 +432,9 @@ typedef struct Candidate
 	int64		permission_id;
 	int64		max_calls_per_hour; /* 0 for no limit */
 	int			rate;			/* index of its rate in the CounterSet, or -1 */
+
+	int64		left;			/* of its rate; filled in by authorize.c */
+	TimestampTz room_at;		/* DT_NOBEGIN: it has room now */
 } Candidate;
 
 /* What of a call permissions look at. */
@@ -439,6 +454,7 @@ typedef struct PermissionVerdict
 	int			ncandidates;
 	const char *code;			/* when there is none */
 	char	   *reason;
+	TimestampTz opens_at;		/* of the first by time alone, or DT_NOEND */
 } PermissionVerdict;
 
 extern PermissionVerdict permission_check(const Profile *profile, const PermissionRequest *request);
@@ -474,7 +490,8 @@ extern void budget_charge(Budget *budget, int64 tokens, int64 calls);
 extern BudgetLimit *budget_used_up(Budget *budget);
 extern OptionalInt64 budget_remaining(Budget *budget, MeasureKind measure);
 extern char *budget_reason(const Budget *budget, const BudgetVerdict *verdict,
-						   OptionalInt64 cost, OptionalInt64 min_tokens);
+						   OptionalInt64 cost, OptionalInt64 min_tokens, bool advice);
+extern const char *const action_names[NUM_ACTIONS];
 extern const char *refusal_result(PolicyAction action);
 extern Subject agent_subject(const Agent *agent);
 

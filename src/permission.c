@@ -12,8 +12,11 @@
  */
 #include "kavach.h"
 
+#include <sys/socket.h>
+
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/array.h"
@@ -27,27 +30,27 @@ typedef struct ConstraintKind
 {
 	const char *name;
 	void		(*check) (const char *name, JsonbValue *value);
-	bool		(*holds) (JsonbValue *value, const PermissionRequest *request);
+	/* why it does not hold, or NULL where it does */
+	char	   *(*refusal) (JsonbValue *value, const PermissionRequest *request);
+	/* when it holds again of itself; NULL where it never does */
+	TimestampTz (*opens_at) (JsonbValue *value, const PermissionRequest *request);
 	const char *code;			/* when it does not hold */
-	const char *reason;
 } ConstraintKind;
 
 static void check_rate(const char *name, JsonbValue *value);
 static void check_globs(const char *name, JsonbValue *value);
 static void check_time_window(const char *name, JsonbValue *value);
 static void check_networks(const char *name, JsonbValue *value);
-static bool arguments_match(JsonbValue *globs, const PermissionRequest *request);
-static bool time_within(JsonbValue *window, const PermissionRequest *request);
-static bool ip_listed(JsonbValue *networks, const PermissionRequest *request);
+static char *arguments_refusal(JsonbValue *globs, const PermissionRequest *request);
+static char *time_refusal(JsonbValue *window, const PermissionRequest *request);
+static TimestampTz time_opens_at(JsonbValue *window, const PermissionRequest *request);
+static char *ip_refusal(JsonbValue *networks, const PermissionRequest *request);
 
 /* In the order in which they are applied; a rate is for budget time. */
 static const ConstraintKind constraint_kinds[] = {
-	{"allowed_arg_patterns", check_globs, arguments_match, "argument_not_allowed",
-	"an argument matches none of allowed_arg_patterns, or there are no arguments"},
-	{"time_window", check_time_window, time_within, "outside_time_window",
-	"the time is outside time_window"},
-	{"ip_allowlist", check_networks, ip_listed, "ip_not_allowed",
-	"the ip is not in ip_allowlist, or there is none"},
+	{"allowed_arg_patterns", check_globs, arguments_refusal, NULL, "argument_not_allowed"},
+	{"time_window", check_time_window, time_refusal, time_opens_at, "outside_time_window"},
+	{"ip_allowlist", check_networks, ip_refusal, NULL, "ip_not_allowed"},
 	{"max_calls_per_hour", check_rate, NULL, NULL, NULL},
 };
 
@@ -120,6 +123,26 @@ next_string(StringList *strings, const char *name, const char *expected)
 	return string_of(&element);
 }
 
+#define MAX_LISTED	8
+
+/* The strings of a list as a reason shows them, the first few. */
+static char *
+listed(JsonbValue *list, const char *name)
+{
+	StringList	strings = strings_of(list, name, "a list");
+	StringInfoData listed;
+	char	   *string;
+	int			count = 0;
+
+	initStringInfo(&listed);
+	while ((string = next_string(&strings, name, "a list of strings")) != NULL)
+		if (count++ < MAX_LISTED)
+			appendStringInfo(&listed, "%s%s", count > 1 ? ", " : "", quote_text(string));
+	if (count > MAX_LISTED)
+		appendStringInfo(&listed, " and %d more", count - MAX_LISTED);
+	return listed.data;
+}
+
 /* ---- max_calls_per_hour ---- */
 
 static int64
@@ -152,6 +175,8 @@ check_rate(const char *name, JsonbValue *value)
 }
 
 /* ---- allowed_arg_patterns ---- */
+
+#define MAX_PATH_BYTES	200
 
 #define GLOBS_EXPECTED "a list of patterns, with * for any text and ? for any character"
 
@@ -233,24 +258,117 @@ matches_some_pattern(const JsonbValue *string, List *patterns)
 	return matches;
 }
 
-/* Every string in the arguments, however deep, matches a pattern. */
-static bool
-arguments_match(JsonbValue *globs, const PermissionRequest *request)
+/* Where in the arguments a walk is: a step for each container that it is in. */
+typedef struct Step
 {
-	List	   *patterns;
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
+	struct Step *outer;
+	JsonbValue	key;			/* in an object */
+	int			index;			/* in an array, or -1 */
+	bool		is_array;
+} Step;
 
-	if (request->arguments == NULL || JB_ROOT_COUNT(request->arguments) == 0)
-		return false;
-	patterns = like_patterns(globs);
-	iterator = JsonbIteratorInit(&request->arguments->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+static Step *
+step_in(Step *outer, bool is_array)
+{
+	Step	   *step = palloc(sizeof(Step));
+
+	if (outer != NULL && outer->is_array)
+		outer->index++;
+	step->outer = outer;
+	step->is_array = is_array;
+	step->index = -1;
+	return step;
+}
+
+static Step *
+step_out(Step *step)
+{
+	Step	   *outer = step->outer;
+
+	pfree(step);
+	return outer;
+}
+
+#define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+
+/* As a jsonpath has it: .to, ."reply-to", [3] */
+static void
+append_step(StringInfo path, const Step *step)
+{
+	char	   *key;
+
+	if (step->is_array)
+	{
+		appendStringInfo(path, "[%d]", step->index);
+		return;
+	}
+	key = string_of(&step->key);
+	if (key[0] != '\0' && strchr(LETTERS, key[0]) != NULL && strspn(key, LETTERS "0123456789") == strlen(key))
+		appendStringInfo(path, ".%s", clip_text(key, MAX_PATH_BYTES));
+	else
+		appendStringInfo(path, ".%s", quote_text(key));
+}
+
+/* "the argument $.mail.to[1] is "eve@evil.example"" */
+static char *
+argument_in_words(const Step *innermost, const JsonbValue *value)
+{
+	StringInfoData path;
+	List	   *steps = NIL;
+	ListCell   *cell;
+
+	for (const Step *step = innermost; step != NULL; step = step->outer)
+		steps = lcons(unconstify(Step *, step), steps);
+	initStringInfo(&path);
+	appendStringInfoChar(&path, '$');
+	foreach(cell, steps)
+		append_step(&path, lfirst(cell));
+	return psprintf("the argument %s is %s", clip_text(path.data, MAX_PATH_BYTES), quote_text(string_of(value)));
+}
+
+/* The first string, however deep, that matches no pattern, in words; NULL where all match. */
+static char *
+find_stranger(Jsonb *arguments, List *patterns)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&arguments->root);
+	JsonbValue	value;
+	Step	   *step = step_in(NULL, false);
+
+	JsonbIteratorNext(&iterator, &value, false);	/* the object's begin */
+	while (step != NULL)
+	{
+		JsonbIteratorToken token = JsonbIteratorNext(&iterator, &value, false);
+
+		if (token == WJB_KEY)
+			step->key = value;
+		else if (token == WJB_ELEM)
+			step->index++;
 		if ((token == WJB_VALUE || token == WJB_ELEM) && value.type == jbvString &&
 			!matches_some_pattern(&value, patterns))
-			return false;
-	return true;
+			return argument_in_words(step, &value);
+
+		if (token == WJB_BEGIN_OBJECT || token == WJB_BEGIN_ARRAY)
+			step = step_in(step, token == WJB_BEGIN_ARRAY);
+		else if (token == WJB_END_OBJECT || token == WJB_END_ARRAY)
+			step = step_out(step);
+	}
+	return NULL;
+}
+
+/* Every string in the arguments has to match a pattern. */
+static char *
+arguments_refusal(JsonbValue *globs, const PermissionRequest *request)
+{
+	char	   *stranger;
+
+	if (request->arguments == NULL || JB_ROOT_COUNT(request->arguments) == 0)
+		return psprintf("the call has no arguments, and allowed_arg_patterns (%s) asks for some",
+						listed(globs, "allowed_arg_patterns"));
+	stranger = find_stranger(request->arguments, like_patterns(globs));
+	if (stranger == NULL)
+		return NULL;
+	return psprintf("%s and matches none of allowed_arg_patterns (%s)",
+					stranger, listed(globs, "allowed_arg_patterns"));
 }
 
 /* ---- time_window ---- */
@@ -300,19 +418,69 @@ check_time_window(const char *name, JsonbValue *value)
 
 /* From start on and before end; a window that ends before it starts crosses midnight. */
 static bool
-time_within(JsonbValue *window, const PermissionRequest *request)
+time_within(JsonbValue *window, TimestampTz ts)
 {
 	TimeADT		start,
 				end;
-	TimeADT		now = request->ts - period_start(PERIOD_DAY, request->ts);
+	TimeADT		now = ts - period_start(PERIOD_DAY, ts);
 
 	read_time_window(window, &start, &end);
 	return start < end ? (now >= start && now < end) : (now >= start || now < end);
 }
 
+/* The next start, today or tomorrow; days of UTC are all of the same length. */
+static TimestampTz
+time_opens_at(JsonbValue *window, const PermissionRequest *request)
+{
+	TimeADT		start,
+				end;
+	TimestampTz opening;
+
+	read_time_window(window, &start, &end);
+	opening = period_start(PERIOD_DAY, request->ts) + start;
+	return opening > request->ts ? opening : opening + USECS_PER_DAY;
+}
+
+static char *
+time_refusal(JsonbValue *window, const PermissionRequest *request)
+{
+	JsonbContainer *object;
+
+	if (time_within(window, request->ts))
+		return NULL;
+	object = window->val.binary.data;
+	return psprintf("%s is outside of time_window (%s to %s UTC), which opens next at %s",
+					format_utc(request->ts),
+					string_of(member_of(object, "start")), string_of(member_of(object, "end")),
+					format_utc(time_opens_at(window, request)));
+}
+
 /* ---- ip_allowlist ---- */
 
 #define NETWORKS_EXPECTED "a list of networks in CIDR notation, such as \"10.0.0.0/8\" or \"2001:db8::/32\""
+
+/*
+ * IPv4 that is mapped into IPv6 (::ffff:10.0.0.0/104) as IPv4: a socket that
+ * listens for both gives a client's address in that spelling, and it is the
+ * same client.
+ */
+static Datum
+unmapped(Datum address)
+{
+	static const unsigned char mapped[12] = {[10] = 0xff,[11] = 0xff};
+	inet	   *given = DatumGetInetPP(address);
+	inet	   *plain;
+
+	if (ip_family(given) != PGSQL_AF_INET6 || ip_bits(given) < 96 ||
+		memcmp(ip_addr(given), mapped, sizeof(mapped)) != 0)
+		return address;
+	plain = palloc0(sizeof(inet));
+	ip_family(plain) = PGSQL_AF_INET;
+	ip_bits(plain) = ip_bits(given) - 96;
+	memcpy(ip_addr(plain), ip_addr(given) + sizeof(mapped), 4);
+	SET_INET_VARSIZE(plain);
+	return InetPGetDatum(plain);
+}
 
 /*
  * cidr takes "10" for 10.0.0.0/8; inet does not, and so a mistyped address
@@ -337,17 +505,29 @@ check_networks(const char *name, JsonbValue *value)
 }
 
 static bool
-ip_listed(JsonbValue *value, const PermissionRequest *request)
+ip_listed(JsonbValue *list, inet *ip)
 {
-	StringList	networks = strings_of(value, "ip_allowlist", NETWORKS_EXPECTED);
+	Datum		address = unmapped(InetPGetDatum(ip));
+	StringList	networks = strings_of(list, "ip_allowlist", NETWORKS_EXPECTED);
 	char	   *network;
 
-	if (request->ip == NULL)
-		return false;
 	while ((network = next_string(&networks, "ip_allowlist", NETWORKS_EXPECTED)) != NULL)
-		if (DatumGetBool(DirectFunctionCall2(network_subeq, InetPGetDatum(request->ip), network_of(network))))
+		if (DatumGetBool(DirectFunctionCall2(network_subeq, address, unmapped(network_of(network)))))
 			return true;
 	return false;
+}
+
+static char *
+ip_refusal(JsonbValue *networks, const PermissionRequest *request)
+{
+	if (request->ip == NULL)
+		return psprintf("the call gives no ip, and ip_allowlist (%s) asks for one",
+						listed(networks, "ip_allowlist"));
+	if (ip_listed(networks, request->ip))
+		return NULL;
+	return psprintf("the ip %s is in none of the networks of ip_allowlist (%s)",
+					DatumGetCString(DirectFunctionCall1(inet_out, InetPGetDatum(request->ip))),
+					listed(networks, "ip_allowlist"));
 }
 
 /* ---- patterns and actions ---- */
@@ -493,22 +673,35 @@ kavach_check_permission(PG_FUNCTION_ARGS)
 
 /* ---- the decision ---- */
 
-/* The constraint that does not hold, or NULL. */
-static const ConstraintKind *
-failing_constraint(const Permission *permission, const PermissionRequest *request)
+/* What of a matching permission does not hold. */
+typedef struct Failure
 {
-	for (int i = 0; i < (int) lengthof(constraint_kinds); i++)
+	const ConstraintKind *kind; /* the first; NULL: all hold */
+	char	   *reason;
+	TimestampTz opens_at;		/* when all hold by time alone, or DT_NOEND */
+} Failure;
+
+static Failure
+find_failure(const Permission *permission, const PermissionRequest *request)
+{
+	Failure		failure = {.opens_at = DT_NOBEGIN};
+
+	for (int i = 0; i < (int) lengthof(constraint_kinds) && failure.opens_at != DT_NOEND; i++)
 	{
 		const ConstraintKind *kind = &constraint_kinds[i];
-		JsonbValue *value;
+		JsonbValue *value = kind->refusal ? member_of(&permission->constraints->root, kind->name) : NULL;
+		char	   *reason = value ? kind->refusal(value, request) : NULL;
 
-		if (kind->holds == NULL)
+		if (reason == NULL)
 			continue;
-		value = member_of(&permission->constraints->root, kind->name);
-		if (value != NULL && !kind->holds(value, request))
-			return kind;
+		if (failure.kind == NULL)
+		{
+			failure.kind = kind;
+			failure.reason = reason;
+		}
+		failure.opens_at = kind->opens_at ? Max(failure.opens_at, kind->opens_at(value, request)) : DT_NOEND;
 	}
-	return NULL;
+	return failure;
 }
 
 static int64
@@ -529,6 +722,9 @@ denied_reason(const char *agent_id, const PermissionRequest *request, int npermi
 
 	if (npermissions == 0)
 		return psprintf("the agent has no permission at all; to grant one: %s", grant);
+	if (npermissions == 1)
+		return psprintf("the agent's only permission does not allow this action on this resource; to allow it: %s",
+						grant);
 	return psprintf("none of the agent's %d permissions allows this action on this resource; to allow it: %s",
 					npermissions, grant);
 }
@@ -541,31 +737,33 @@ denied_reason(const char *agent_id, const PermissionRequest *request, int npermi
 PermissionVerdict
 permission_check(const Profile *profile, const PermissionRequest *request)
 {
-	PermissionVerdict verdict = {0};
+	PermissionVerdict verdict = {.opens_at = DT_NOEND};
 	int			count = profile->npermissions;
 
 	verdict.candidates = palloc(sizeof(Candidate) * Max(count, 1));
 	for (int i = 0; i < count; i++)
 	{
 		const Permission *permission = &profile->permissions[i];
-		const ConstraintKind *failing;
+		Failure		failure;
 
 		if (!resource_matches(permission->resource, request->resource) ||
 			!action_listed(permission->actions, request->action))
 			continue;
-		failing = failing_constraint(permission, request);
-		if (failing == NULL)
+		failure = find_failure(permission, request);
+		if (failure.kind == NULL)
 		{
 			Candidate  *candidate = &verdict.candidates[verdict.ncandidates++];
 
 			candidate->permission_id = permission->permission_id;
 			candidate->max_calls_per_hour = max_calls_per_hour(permission);
+			continue;
 		}
-		else if (verdict.code == NULL)
+		verdict.opens_at = Min(verdict.opens_at, failure.opens_at);
+		if (verdict.code == NULL)
 		{
-			verdict.code = failing->code;
+			verdict.code = failure.kind->code;
 			verdict.reason = psprintf("permission %lld: %s",
-									  (long long) permission->permission_id, failing->reason);
+									  (long long) permission->permission_id, failure.reason);
 		}
 	}
 	if (verdict.ncandidates == 0 && verdict.code == NULL)

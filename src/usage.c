@@ -18,6 +18,7 @@
 #include "kavach.h"
 
 #include "access/htup_details.h"
+#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
@@ -77,7 +78,7 @@ check_same_report(const Report *report, const LedgerRow *first)
 {
 	if (first->tokens_requested.value != report->tokens)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_USAGE_DIFFERS),
 				 errmsg("usage was recorded before with another figure"),
 				 errdetail("Recorded were %lld tokens, reported are %lld now.",
 						   (long long) first->tokens_requested.value, (long long) report->tokens),
@@ -95,7 +96,7 @@ find_repeated(const Report *report)
 	check_same_report(report, first);
 	if (report->audit_id != NULL && !same_id(report->audit_id, first->settles))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_REQUEST_ID_REUSED),
 				 errmsg("request_id \"%s\" does not belong to audit_id %s",
 						report->request_id, id_text(report->audit_id)),
 				 errhint("One of the two is enough.")));
@@ -109,24 +110,24 @@ check_authorization(const Report *report, const LedgerRow *authorization)
 {
 	if (authorization == NULL || authorization->kind != LEDGER_AUTHORIZE)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_UNKNOWN_AUTHORIZATION),
 				 errmsg("there is no authorization %s", id_text(report->audit_id)),
 				 errhint("Pass the audit_id that kavach_authorize() answered.")));
 	if (strcmp(authorization->agent_id, report->agent_id) != 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_UNKNOWN_AUTHORIZATION),
 				 errmsg("authorization %s is another agent's", id_text(report->audit_id)),
 				 errhint("Pass the agent_id that it was made with.")));
 	if (strcmp(authorization->result, "allowed") != 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_REFUSED_AUTHORIZATION),
 				 errmsg("authorization %s was refused", id_text(report->audit_id)),
 				 errdetail("Its code is %s.", authorization->code),
 				 errhint("Record usage that had no authorization without audit_id.")));
 	if (report->request_id != NULL &&
 		(authorization->request_id == NULL || strcmp(authorization->request_id, report->request_id) != 0))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				(errcode(ERRCODE_KAVACH_REQUEST_ID_REUSED),
 				 errmsg("request_id \"%s\" does not belong to audit_id %s",
 						report->request_id, id_text(report->audit_id)),
 				 errhint("One of the two is enough.")));
@@ -370,7 +371,7 @@ adjust(LedgerRow *row)
 	{
 		if (first->tokens_cost.value != row->tokens_cost.value || !same_text(first->reason, row->reason))
 			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					(errcode(ERRCODE_KAVACH_REQUEST_ID_REUSED),
 					 errmsg("request_id \"%s\" was used for another adjustment", row->request_id),
 					 errdetail("Recorded were %lld tokens, with the reason \"%s\".",
 							   (long long) first->tokens_cost.value, first->reason),

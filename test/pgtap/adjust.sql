@@ -35,8 +35,8 @@ SELECT is(sum(tokens_cost), -10::numeric, 'April') FROM kavach_billing_report(20
 SELECT kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 8') AS id \gset
 SELECT is(kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 8'), :'id'::uuid, 'a retry is answered with the first row');
 SELECT is(row(tokens_cost, reason)::text, '(-7,"credit 8")', 'of which there is one') FROM kavach.audit_log WHERE request_id = 'ticket 8';
-SELECT throws_ok($$SELECT kavach_adjust('agt_a', -8, 'credit 8', request_id => 'ticket 8')$$, '22023', NULL, 'with other tokens: an error');
-SELECT throws_ok($$SELECT kavach_adjust('agt_a', -7, 'credit 9', request_id => 'ticket 8')$$, '22023', NULL, 'or with another reason');
+SELECT throws_ok($$SELECT kavach_adjust('agt_a', -8, 'credit 8', request_id => 'ticket 8')$$, 'KV001', NULL, 'with other tokens: an error');
+SELECT throws_ok($$SELECT kavach_adjust('agt_a', -7, 'credit 9', request_id => 'ticket 8')$$, 'KV001', NULL, 'or with another reason');
 SELECT throws_ok($$SELECT kavach_adjust('agt_a', -7, 'credit 9', request_id => '')$$, '22023', NULL, 'an empty one: an error');
 SELECT isnt(kavach_adjust('agt_a', -7, 'credit 8', request_id => 'ticket 9'), :'id'::uuid, 'another one is another credit');
 SELECT is(tokens_charged, 5::bigint, 'and to usage it says nothing') FROM kavach_record_usage('agt_a', 5, request_id => 'ticket 8');

@@ -1,6 +1,6 @@
 -- bad_input.sql: bad input is an error with its SQLSTATE and changes nothing.
 BEGIN;
-SELECT plan(264);
+SELECT plan(274);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -96,7 +96,8 @@ SELECT pg_temp.refuses('22023',
   $$kavach_authorize('agt_a', 'run', 'x', 1, min_tokens => 0)$$, $$kavach_authorize('agt_a', 'run', 'x', 1, min_tokens => 2)$$, $$kavach_authorize('agt_a', 'run', 'x', 1, min_tokens => -1)$$,
   $$kavach_authorize('agt_a', 'run', 'x', min_tokens => 1)$$, $$kavach_authorize('agt_a', 'run', 'x', request_id => '')$$,
   $$kavach_authorize('agt_a', 'run', 'x', arguments => '[]')$$, $$kavach_authorize('agt_a', 'run', 'x', arguments => 'null')$$, $$kavach_authorize('agt_a', 'run', 'x', metadata => '1')$$,
-  $$kavach_authorize('agt_ghost', 'run', 'x', -1)$$, $$kavach_authorize('agt_a', 'stop', 'x', 10, request_id => 'r1')$$);
+  $$kavach_authorize('agt_ghost', 'run', 'x', -1)$$);
+SELECT pg_temp.refuses('KV001', $$kavach_authorize('agt_a', 'stop', 'x', 10, request_id => 'r1')$$, format('kavach_record_usage(%L, 1, %L, %L)', 'agt_a', :'id', 'r2'));
 SELECT pg_temp.refuses('22001',
   $$kavach_authorize(repeat('a', 256), 'run', 'x')$$, $$kavach_authorize('agt_a', repeat('a', 256), 'x')$$, $$kavach_authorize('agt_a', 'run', repeat('x', 2049))$$,
   $$kavach_authorize('agt_a', 'run', repeat('é', 1025))$$, $$kavach_authorize('agt_a', 'run', 'x', request_id => repeat('r', 256))$$);
@@ -104,10 +105,13 @@ SELECT pg_temp.refuses('22P02', $$kavach_authorize('agt_a', 'run', 'x', argument
 
 -- record_usage, check_budget, adjust
 SELECT pg_temp.refuses('22004', 'kavach_record_usage(NULL, 1)', $$kavach_record_usage('agt_a', NULL)$$, 'kavach_check_budget(NULL)', $$kavach_adjust(NULL, 1, 'x')$$, $$kavach_adjust('agt_a', NULL, 'x')$$, $$kavach_adjust('agt_a', 1, NULL)$$);
+SELECT pg_temp.refuses('22004', $$kavach_check_budget('agt_a', 1, 'run')$$, $$kavach_check_budget('agt_a', 1, resource => 'x')$$, $$kavach_check_budget('agt_a', 1, arguments => '{}')$$, $$kavach_check_budget('agt_a', 1, ip => '10.0.0.1')$$);
 SELECT pg_temp.refuses('22023', $$kavach_record_usage('', 1)$$, $$kavach_record_usage('agt_a', -1)$$, $$kavach_record_usage('agt_a', 1, request_id => '')$$, $$kavach_record_usage('agt_a', 1, metadata => '[]')$$,
-  $$kavach_record_usage('agt_a', 1, gen_random_uuid())$$, format('kavach_record_usage(%L, -1, %L)', 'agt_a', :'id'),
-  $$kavach_check_budget('')$$, $$kavach_check_budget('agt_a', -1)$$, $$kavach_adjust('', 1, 'x')$$, $$kavach_adjust('agt_a', 0, 'x')$$, $$kavach_adjust('agt_a', 1, '')$$);
+  format('kavach_record_usage(%L, -1, %L)', 'agt_a', :'id'),
+  $$kavach_check_budget('')$$, $$kavach_check_budget('agt_a', -1)$$, $$kavach_check_budget('agt_a', 1, '', 'x')$$, $$kavach_check_budget('agt_a', 1, 'run', '')$$,
+  $$kavach_check_budget('agt_a', 1, 'run', 'x', '[]')$$, $$kavach_check_budget('agt_a', 1, min_tokens => 2)$$, $$kavach_check_budget('agt_a', min_tokens => 1)$$, $$kavach_adjust('', 1, 'x')$$, $$kavach_adjust('agt_a', 0, 'x')$$, $$kavach_adjust('agt_a', 1, '')$$);
 SELECT pg_temp.refuses('22001', $$kavach_record_usage(repeat('a', 256), 1)$$, $$kavach_record_usage('agt_a', 1, request_id => repeat('r', 256))$$, $$kavach_check_budget(repeat('a', 256))$$, $$kavach_adjust(repeat('a', 256), 1, 'x')$$);
+SELECT pg_temp.refuses('KV002', $$kavach_record_usage('agt_a', 1, gen_random_uuid())$$);
 SELECT pg_temp.refuses('42704', $$kavach_record_usage('agt_x', 1)$$, $$kavach_adjust('agt_x', 1, 'x')$$);
 SELECT pg_temp.refuses('22P02', $$kavach_record_usage('agt_a', 1, 'not a uuid')$$);
 

@@ -140,7 +140,7 @@ SELECT is((SELECT told FROM own.told t WHERE t.n = e.n), replace(expected, 'as b
     (10, 'as before', 'a domain is checked'), (11, 'kept out', 'with the caller''s rights'), (12, 'allowed', 'before the call'),
     (20, 'as before', 'a value is cast'), (21, 'kept out', 'with the caller''s rights'), (22, 'allowed', 'before the call'),
     (30, '22004 t kept out, t kept out', 'bad input'), (31, 'XX000 t kept out, t kept out', 'an error while acting as the owner'),
-    (32, '22023 t kept out, t kept out', 'an error after having acted so'), (33, '42501 t kept out, t kept out', 'a call that is not allowed'),
+    (32, 'KV002 t kept out, t kept out', 'an error after having acted so'), (33, '42501 t kept out, t kept out', 'a call that is not allowed'),
     (34, 'as before', 'back at a savepoint'), (35, 'kept out', 'with no right more'),
     (40, '42501 f kept out, f kept out', 'a bare role cannot call'), (41, '42501 f kept out, f kept out', 'nor have a default call'),
     (42, 'allowed kv_definer kv_bare t kept out', 'a definer''s function calls as the definer'),

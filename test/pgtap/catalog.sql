@@ -8,9 +8,9 @@ SET LOCAL lc_messages = 'C';
 -- The verbs, their arguments and their order: later issues add at the end only.
 SELECT is(pg_get_function_arguments(oid), arguments, proname)
   FROM (VALUES
-    ('kavach_authorize', 'agent_id text, action text, resource text, tokens_cost bigint DEFAULT NULL::bigint, arguments jsonb DEFAULT NULL::jsonb, ip inet DEFAULT NULL::inet, request_id text DEFAULT NULL::text, metadata jsonb DEFAULT NULL::jsonb, min_tokens bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT audit_id uuid, OUT policy_id text, OUT tokens_granted bigint, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone'),
+    ('kavach_authorize', 'agent_id text, action text, resource text, tokens_cost bigint DEFAULT NULL::bigint, arguments jsonb DEFAULT NULL::jsonb, ip inet DEFAULT NULL::inet, request_id text DEFAULT NULL::text, metadata jsonb DEFAULT NULL::jsonb, min_tokens bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT audit_id uuid, OUT policy_id text, OUT tokens_granted bigint, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone, OUT action text, OUT http_status integer'),
     ('kavach_record_usage', 'agent_id text, tokens_cost bigint, audit_id uuid DEFAULT NULL::uuid, request_id text DEFAULT NULL::text, metadata jsonb DEFAULT NULL::jsonb, OUT usage_id uuid, OUT tokens_charged bigint, OUT code text, OUT policy_id text, OUT tokens_remaining bigint, OUT calls_remaining bigint'),
-    ('kavach_check_budget', 'agent_id text, tokens_cost bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT policy_id text, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone'),
+    ('kavach_check_budget', 'agent_id text, tokens_cost bigint DEFAULT NULL::bigint, action text DEFAULT NULL::text, resource text DEFAULT NULL::text, arguments jsonb DEFAULT NULL::jsonb, ip inet DEFAULT NULL::inet, min_tokens bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT policy_id text, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone, OUT action text, OUT http_status integer'),
     ('kavach_create_agent', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, name text DEFAULT NULL::text, permissions jsonb DEFAULT ''[]''::jsonb, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, metadata jsonb DEFAULT ''{}''::jsonb'),
     ('kavach_create_policy', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, each text DEFAULT NULL::text, all_agents boolean DEFAULT false, limits jsonb DEFAULT NULL::jsonb, action text DEFAULT ''block''::text')
   ) AS t (name, arguments) LEFT JOIN member_function ON proname = name;
@@ -67,7 +67,7 @@ REVOKE ALL ON FUNCTION public.kavach_body(text), pg_catalog.kavach_lost() FROM P
 ALTER FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) SET search_path = pg_catalog;
 ALTER FUNCTION kavach.check_object(jsonb, text) RESET search_path;
 ALTER FUNCTION kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) SECURITY DEFINER;
-GRANT EXECUTE ON FUNCTION kavach_check_budget(text, bigint) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION kavach_check_budget(text, bigint, text, text, jsonb, inet, bigint) TO PUBLIC;
 GRANT USAGE ON SCHEMA kavach TO PUBLIC;
 GRANT SELECT (agent_id) ON kavach.ledger TO PUBLIC;
 COMMENT ON SCHEMA kavach IS NULL;

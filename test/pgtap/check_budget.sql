@@ -48,12 +48,12 @@ CREATE FUNCTION pg_temp.read_only(call text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM set_config('transaction_read_only', 'on', true);
   EXECUTE call;
-  RAISE SQLSTATE 'KV001';
+  RAISE SQLSTATE 'ZZ001';
 EXCEPTION WHEN OTHERS THEN RETURN SQLSTATE;
 END $$;
 SELECT is(pg_temp.read_only($$SELECT kavach_authorize('agt_a', 'run', 'x')$$), '25006', 'authorize refuses there');
 SELECT is(pg_temp.read_only($$SELECT kavach_record_usage('agt_a', 1)$$), '25006', 'record_usage too');
-SELECT is(pg_temp.read_only($$SELECT * FROM kavach_billing_report(2026, 3)$$), 'KV001', 'reports answer');
+SELECT is(pg_temp.read_only($$SELECT * FROM kavach_billing_report(2026, 3)$$), 'ZZ001', 'reports answer');
 
 SELECT * FROM finish();
 ROLLBACK;

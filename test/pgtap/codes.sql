@@ -1,6 +1,6 @@
 -- codes.sql: every code of the table, in the answer and in the ledger, with a reason that helps.
 BEGIN;
-SELECT plan(22);
+SELECT plan(25);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 -- The row of an answer, as a snapshot later than the call's sees it.
@@ -63,11 +63,19 @@ SELECT is(count(*), 0::bigint, 'all but a plain yes have a reason') FROM answer 
 SELECT is(count(*), 0::bigint, 'only the admitted are granted tokens') FROM answer WHERE allowed <> (coalesce(tokens_granted, 0) = 2);
 SELECT results_eq(
   $$SELECT asked, retry_at FROM answer WHERE retry_at IS NOT NULL ORDER BY 1$$,
-  $$VALUES ('agt_fast', timestamptz '2026-03-10 13:05Z')$$,
+  $$VALUES ('agt_fast', timestamptz '2026-03-10 13:05Z'), ('agt_late', '2026-03-11 01:00Z')$$,
   'retry_at where waiting helps (a cost above the whole limit never fits)');
 SELECT is(count(*), 0::bigint, 'refused before the budgets were looked at: no remaining figures')
   FROM answer WHERE asked NOT IN ('agt_ok', 'agt_warned', 'agt_spent', 'agt_slowed', 'agt_out')
-   AND (tokens_remaining IS NOT NULL OR calls_remaining IS NOT NULL);
+   AND (tokens_remaining IS NOT NULL OR calls_remaining IS NOT NULL AND asked <> 'agt_fast');
+SELECT is(calls_remaining, 0::bigint, 'but that a rate per hour has none left') FROM answer WHERE asked = 'agt_fast';
+SELECT results_eq(
+  $$SELECT asked, action, http_status FROM answer ORDER BY asked COLLATE "C"$$,
+  $$VALUES ('agt_arg', NULL, 403), ('agt_bare', NULL, 403), ('agt_far', NULL, 403), ('agt_fast', NULL, 429), ('agt_ghost', NULL, 401),
+           ('agt_gone', NULL, 403), ('agt_late', NULL, 403), ('agt_ok', NULL, 200), ('agt_old', NULL, 403), ('agt_out', 'revoke', 403),
+           ('agt_slowed', 'throttle', 429), ('agt_spent', 'block', 402), ('agt_warned', 'warn', 200)$$,
+  'action is that of the policy which decided, http_status what a gateway answers');
+SELECT matches(reason, 'the agent is revoked now', 'who has just been revoked is told') FROM answer WHERE asked = 'agt_out';
 SELECT is(tokens_remaining, expected, asked || ': tokens_remaining')
   FROM (VALUES ('agt_ok', NULL::bigint), ('agt_warned', NULL), ('agt_spent', 1), ('agt_slowed', 1), ('agt_out', 1)) AS t (agent, expected)
   JOIN answer ON asked = agent;

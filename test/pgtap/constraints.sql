@@ -1,6 +1,6 @@
 -- constraints.sql: argument globs, time windows and networks, each at its edges.
 BEGIN;
-SELECT plan(65);
+SELECT plan(82);
 SET LOCAL timezone = 'Asia/Tokyo';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -92,7 +92,25 @@ SELECT is(pg_temp.ask(jsonb_build_object('ip_allowlist', networks::jsonb), ip =>
     ('["2001:db8::/32"]',               '10.0.0.1',       false),
     ('["0.0.0.0/0"]',                   '2001:db8::1',    false),
     ('["0.0.0.0/0", "::/0"]',           '2001:db8::1',    true),
-    ('["10.0.0.0/8"]',                  NULL,             false)
+    ('["10.0.0.0/8"]',                  NULL,             false),
+    -- IPv4 that is mapped into IPv6 is the same address, on either side.
+    ('["10.0.0.0/8"]',                  '::ffff:10.1.2.3', true),
+    ('["10.0.0.0/8"]',                  '::ffff:0a01:203', true),
+    ('["10.0.0.0/8"]',                  '::ffff:11.1.2.3', false),
+    ('["10.0.0.0/8"]',                  '::ffff:10.0.0.0/104', true),
+    ('["10.0.0.0/8"]',                  '::ffff:10.0.0.0/103', false),
+    ('["10.0.0.0/8"]',                  '::10.1.2.3',     false),
+    ('["10.0.0.0/8"]',                  '::fffe:10.1.2.3', false),
+    ('["::ffff:10.0.0.0/104"]',         '10.1.2.3',       true),
+    ('["::ffff:10.0.0.0/104"]',         '11.1.2.3',       false),
+    ('["::ffff:10.0.0.0/104"]',         '::ffff:10.1.2.3', true),
+    ('["::ffff:10.0.0.7"]',             '10.0.0.7',       true),
+    ('["::ffff:10.0.0.7"]',             '10.0.0.8',       false),
+    ('["::ffff:0:0/96"]',               '192.0.2.1',      true),
+    ('["::ffff:0:0/96"]',               '2001:db8::1',    false),
+    ('["0.0.0.0/0"]',                   '::ffff:192.0.2.1', true),
+    ('["::/0"]',                        '192.0.2.1',      false),
+    ('["::/0"]',                        '::ffff:192.0.2.1', false)
   ) AS t (networks, ip, passes);
 
 -- Several constraints in one permission: all must hold.

@@ -1,6 +1,6 @@
 -- idempotency.sql: a repeated request_id decides and charges once.
 BEGIN;
-SELECT plan(37);
+SELECT plan(38);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-01-30 12:00:00+00';
@@ -16,12 +16,13 @@ SELECT is(:'answer'::text, format('(t,budget_warning,%s,10,90,19)', :'warn'), 't
 SELECT is(row(audit_id, allowed, code, reason, policy_id, tokens_granted, tokens_remaining, calls_remaining)::text,
           row(:'a', true, 'budget_warning', :'reason', :'warn', 10, 90, 19)::text, 'the same again: the first answer')
   FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', '10.0.0.1', 'r1', '{"m": 1}');
+SELECT is(row(action, http_status)::text, '(warn,200)', 'with the action of its policy') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', request_id => 'r1');
 SELECT is(audit_id, :'a', 'ip and metadata may differ') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', '10.9.9.9', 'r1', '{"m": 2}');
 SELECT is(audit_id, :'a', 'or be absent') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', request_id => 'r1');
 SELECT is(audit_id, :'a', 'arguments that are equal JSON are the same') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{ "k":1.0 }', request_id => 'r1');
 SELECT is(row(count(*), sum(tokens_cost))::text, '(1,10)', 'one row, one charge') FROM kavach.audit_log;
 
-SELECT throws_ok(format('SELECT kavach_authorize(%s)', args), '22023', NULL, what)
+SELECT throws_ok(format('SELECT kavach_authorize(%s)', args), 'KV001', NULL, what)
   FROM (VALUES
     ($$'agt_a', 'stop', 'x', 10, '{"k": 1}', request_id => 'r1'$$, 'another action: an error'),
     ($$'agt_a', 'run', 'y', 10, '{"k": 1}', request_id => 'r1'$$, 'another resource: an error'),
@@ -68,7 +69,7 @@ SELECT is(audit_id, :'a', 'and has its answer again when restored') FROM kavach_
 SET LOCAL kavach.clock = '2026-02-05 12:00:00+00';
 SELECT is(audit_id, :'a', 'six days later, in another month: the first answer') FROM kavach_authorize('agt_a', 'run', 'x', 10, '{"k": 1}', request_id => 'r1');
 SELECT is(tokens_charged, -4::bigint, 'usage too') FROM kavach_record_usage('agt_a', 6, request_id => 'r1');
-SELECT throws_ok($$SELECT kavach_authorize('agt_a', 'run', 'x', 11, '{"k": 1}', request_id => 'r1')$$, '22023', NULL, 'other content is still an error');
+SELECT throws_ok($$SELECT kavach_authorize('agt_a', 'run', 'x', 11, '{"k": 1}', request_id => 'r1')$$, 'KV001', NULL, 'other content is still an error');
 SELECT audit_id AS late FROM kavach_authorize('agt_a', 'run', 'x', 1, request_id => 'late') \gset
 SET LOCAL kavach.clock = '2026-02-28 12:00:00+00';
 SELECT is(audit_id, :'late', 'the unique index of a month and the lookup agree') FROM kavach_authorize('agt_a', 'run', 'x', 1, request_id => 'late');

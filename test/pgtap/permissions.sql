@@ -52,7 +52,7 @@ SELECT is(pg_temp.covers(pattern, resource), CASE WHEN covered THEN 'allowed' EL
 -- actions
 SELECT kavach_create_agent('agt_act', 'ann', permissions =>
   '[{"resource": "doc:*", "actions": ["read", "list"]}, {"resource": "own:*", "actions": ["*"]}]');
-SELECT is(code, expected, action || ' ' || resource)
+SELECT is(code, expected, t.action || ' ' || t.resource)
   FROM (VALUES ('read', 'doc:1', 'allowed'), ('list', 'doc:1', 'allowed'), ('write', 'doc:1', 'permission_denied'),
                ('READ', 'doc:1', 'permission_denied'), ('*', 'doc:1', 'permission_denied'),
                ('write', 'own:1', 'allowed'), ('write', 'else:1', 'permission_denied')) AS t (action, resource, expected),

@@ -23,8 +23,8 @@ BEGIN
   BEGIN
     PERFORM set_config('role', role, true);
     EXECUTE call;
-    RAISE SQLSTATE 'KV001';
-  EXCEPTION WHEN SQLSTATE 'KV001' THEN NULL; WHEN OTHERS THEN state := SQLSTATE;
+    RAISE SQLSTATE 'ZZ001';
+  EXCEPTION WHEN SQLSTATE 'ZZ001' THEN NULL; WHEN OTHERS THEN state := SQLSTATE;
   END;
   PERFORM set_config('role', 'none', true);
   RETURN state;

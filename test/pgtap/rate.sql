@@ -11,7 +11,7 @@ SET LOCAL kavach.clock = '2026-03-10 12:03:00+00';
 SELECT is(string_agg((kavach_authorize('agt_r', 'send', 'mail')).code, ' '), 'allowed allowed allowed', 'as many as the limit')
   FROM generate_series(1, 3);
 SELECT is(row(a.allowed, a.code, l.result, a.policy_id, a.tokens_remaining, a.calls_remaining, l.tokens_cost)::text,
-          '(f,rate_limited,rate_limited,,,,0)', 'and not one more')
+          '(f,rate_limited,rate_limited,,,0,0)', 'and not one more')
   FROM kavach_authorize('agt_r', 'send', 'mail', tokens_cost => 1) a, pg_temp.row_of(a.audit_id) AS l;
 SELECT is(retry_at, '2026-03-10 13:05Z', 'retry_at: the five-minute mark at which there is room')
   FROM kavach_authorize('agt_r', 'send', 'mail');

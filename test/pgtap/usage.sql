@@ -29,7 +29,7 @@ SELECT results_eq(format('SELECT kind, result, tokens_requested, tokens_released
                   'the row names the authorization and what it releases');
 SELECT is(row(usage_id, tokens_charged, code)::text, format('(%s,-60,recorded)', :'u'), 'the same again: the first answer')
   FROM kavach_record_usage('agt_a', 40, :'a');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 41, %L)', 'agt_a', :'a'), '22023', NULL, 'other tokens: an error');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 41, %L)', 'agt_a', :'a'), 'KV003', NULL, 'other tokens: an error');
 SELECT is(count(*), 1::bigint, 'one row settles it') FROM kavach.audit_log WHERE settles = :'a';
 
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100) \gset
@@ -39,7 +39,7 @@ SELECT is(tokens_charged, 0::bigint, 'as much as was granted: nothing') FROM kav
 SELECT is(count(*), 1::bigint, 'but it is settled') FROM kavach.audit_log WHERE settles = :'a';
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100) \gset
 SELECT is(tokens_charged, -100::bigint, '0 tokens release it') FROM kavach_record_usage('agt_a', 0, :'a');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 100, %L)', 'agt_a', :'a'), '22023', NULL, 'released is settled');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 100, %L)', 'agt_a', :'a'), 'KV003', NULL, 'released is settled');
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x') \gset
 SELECT usage_id AS u, tokens_charged AS charged FROM kavach_record_usage('agt_a', 25, :'a') \gset
 SELECT is(:charged, 25, 'an authorization without cost: all is charged');
@@ -53,22 +53,22 @@ SELECT is(settles, :'a', 'that one') FROM kavach.audit_log WHERE id = :'u';
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,-60)', :'u'), 'again: the first answer') FROM kavach_record_usage('agt_a', 40, request_id => 'r1');
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,-60)', :'u'), 'by audit_id too') FROM kavach_record_usage('agt_a', 40, :'a');
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,-60)', :'u'), 'and by both') FROM kavach_record_usage('agt_a', 40, :'a', 'r1');
-SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 41, request_id => 'r1')$$, '22023', NULL, 'other tokens: an error');
-SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 41, %L)$$, :'a'), '22023', NULL, 'by audit_id too');
+SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 41, request_id => 'r1')$$, 'KV003', NULL, 'other tokens: an error');
+SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 41, %L)$$, :'a'), 'KV003', NULL, 'by audit_id too');
 
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100, request_id => 'r2') \gset
 SELECT usage_id AS u FROM kavach_record_usage('agt_a', 40, :'a') \gset
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,-60)', :'u'), 'settled by audit_id, repeated by request_id')
   FROM kavach_record_usage('agt_a', 40, request_id => 'r2');
-SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 41, request_id => 'r2')$$, '22023', NULL, 'with other tokens: an error');
+SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 41, request_id => 'r2')$$, 'KV003', NULL, 'with other tokens: an error');
 
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100, request_id => 'r3') \gset
 SELECT is(tokens_charged, -60::bigint, 'audit_id and its request_id together') FROM kavach_record_usage('agt_a', 40, :'a', 'r3');
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100, request_id => 'r4') \gset
-SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r3')$$, :'a'), '22023', NULL, 'another authorization''s request_id: an error');
-SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r5')$$, :'a'), '22023', NULL, 'a request_id that nobody used: an error');
+SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r3')$$, :'a'), 'KV001', NULL, 'another authorization''s request_id: an error');
+SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r5')$$, :'a'), 'KV001', NULL, 'a request_id that nobody used: an error');
 SELECT audit_id AS b FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 100) \gset
-SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r5')$$, :'b'), '22023', NULL, 'an authorization made without: an error');
+SELECT throws_ok(format($$SELECT kavach_record_usage('agt_a', 40, %L, 'r5')$$, :'b'), 'KV001', NULL, 'an authorization made without: an error');
 SELECT is(count(*), 0::bigint, 'none of them was settled') FROM kavach.audit_log WHERE settles IN (:'a', :'b');
 
 -- A request_id of no authorization is the key of the usage row itself.
@@ -76,7 +76,7 @@ SELECT usage_id AS u, tokens_charged AS charged FROM kavach_record_usage('agt_a'
 SELECT is(:charged, 9, 'charged whole');
 SELECT is(row(request_id, settles)::text, '(alone,)', 'under its key') FROM kavach.audit_log WHERE id = :'u';
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,9)', :'u'), 'again: the first answer') FROM kavach_record_usage('agt_a', 9, request_id => 'alone');
-SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 10, request_id => 'alone')$$, '22023', NULL, 'other tokens: an error');
+SELECT throws_ok($$SELECT kavach_record_usage('agt_a', 10, request_id => 'alone')$$, 'KV003', NULL, 'other tokens: an error');
 SELECT is(tokens_charged, 9::bigint, 'another agent''s key is its own') FROM kavach_record_usage('agt_b', 9, request_id => 'alone');
 SELECT code FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 3, request_id => 'alone');
 SELECT is(row(usage_id, tokens_charged)::text, format('(%s,9)', :'u'), 'usage rows are looked up before authorizations')
@@ -87,13 +87,13 @@ SELECT is(count(*), 2::bigint, 'one row per agent') FROM kavach.audit_log WHERE 
 SELECT audit_id AS refused FROM kavach_authorize('agt_ghost', 'run', 'x', tokens_cost => 5, request_id => 'g') \gset
 SELECT kavach_create_agent('agt_bare', 'ann');
 SELECT audit_id AS denied FROM kavach_authorize('agt_bare', 'run', 'x', tokens_cost => 5, request_id => 'd') \gset
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_bare', :'denied'), '22023', NULL, 'a refused audit_id: an error');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_bare', :'denied'), 'KV004', NULL, 'a refused audit_id: an error');
 SELECT is(row(tokens_charged, code)::text, '(5,recorded)', 'its request_id is only a key') FROM kavach_record_usage('agt_bare', 5, request_id => 'd');
 SELECT audit_id AS a FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 5) \gset
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_b', :'a'), '22023', NULL, 'another agent''s audit_id: an error');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_a', gen_random_uuid()), '22023', NULL, 'an unknown one too');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 9, %L)', 'agt_a', :'u'), '22023', NULL, 'and that of a usage row');
-SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_ghost', :'refused'), '22023', NULL, 'nor can that of an unknown agent be settled');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_b', :'a'), 'KV002', NULL, 'another agent''s audit_id: an error');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_a', gen_random_uuid()), 'KV002', NULL, 'an unknown one too');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 9, %L)', 'agt_a', :'u'), 'KV002', NULL, 'and that of a usage row');
+SELECT throws_ok(format('SELECT kavach_record_usage(%L, 5, %L)', 'agt_ghost', :'refused'), 'KV004', NULL, 'nor can that of an unknown agent be settled');
 SELECT throws_ok($$SELECT kavach_record_usage('agt_ghost', 5)$$, '42704', NULL, 'however it is called');
 
 -- Spent tokens are recorded, whatever has become of the agent.

@@ -23,13 +23,15 @@ $primary->safe_psql('postgres', qq{
 	CREATE EXTENSION kavach;
 	SELECT kavach_create_agent('agt_a', 'ann', 'acme', permissions => '$permission'),
 	       kavach_create_agent('agt_b', 'bob', 'acme', permissions => '$permission'),
-	       kavach_create_agent('agt_c', 'cyd', permissions => '$permission');
+	       kavach_create_agent('agt_c', 'cyd', permissions => '$permission'),
+	       kavach_create_agent('agt_d', 'dan', permissions => '[{"resource": "mail", "actions": ["send"], "constraints": {"max_calls_per_hour": 1}}]');
 	SELECT kavach_create_policy(tenant_id => 'acme', limits => '{"max_tokens_cost_total": 1000, "max_tokens_cost_per_month": 400}'),
 	       kavach_create_policy(each => 'user', limits => '{"max_calls_per_day": 3}', action => 'throttle'),
 	       kavach_create_policy(user_id => 'bob', limits => '{"max_tokens_cost_total": 100}');
 	SET kavach.clock = '2026-02-28 23:00:00+00';
 	SELECT kavach_authorize('agt_a', 'run', 'x', 100), kavach_authorize('agt_b', 'run', 'x', 80);
 	SET kavach.clock = '2026-03-10 12:00:00+00';
+	SELECT kavach_authorize('agt_d', 'send', 'mail');
 	SELECT kavach_authorize('agt_a', 'run', 'x', 200, request_id => 'a'), kavach_authorize('agt_b', 'run', 'x', 30), kavach_authorize('agt_nobody', 'run', 'x');
 	SELECT kavach_reset_policy(policy_id) FROM kavach.budget_policy WHERE subject = 'bob';
 	SELECT kavach_authorize('agt_b', 'run', 'x', 60, request_id => 'b'), kavach_adjust('agt_b', -5, 'goodwill')});
@@ -51,6 +53,9 @@ same("SELECT * FROM $_")
 	'kavach_billing_report(2026, 2)', 'kavach_billing_report(2026, 3)', 'kavach_export()', 'kavach_export_json()',
 	'kavach.usage_by_agent', 'kavach.usage_by_user', 'kavach.usage_by_day', 'kavach.ledger', 'kavach.unsettled', 'kavach.budget_status');
 same("SELECT * FROM kavach_check_budget('$_', 62)") for qw(agt_a agt_b agt_c agt_nobody);
+same("SELECT * FROM kavach_check_budget('$_', 62, 'send', 'mail', min_tokens => 5)") for qw(agt_a agt_b agt_c agt_d agt_nobody);
+is($standby->safe_psql('postgres', q{SELECT code, calls_remaining, retry_at, http_status FROM kavach_check_budget('agt_d', NULL, 'send', 'mail')}),
+	'rate_limited|0|2026-03-10 13:05:00+00|429', 'a rate per hour is read from the ledger there');
 is($standby->safe_psql('postgres', 'SELECT count(*) FROM kavach.counters'), '0', 'no counters are in memory there');
 
 # ---- what writes ----

@@ -77,7 +77,7 @@ async function main() {
   await fails('22P02', 'a fraction as the cost', authorize(1.5));
   await fails('22003', 'a number that is no int8', authorize('9223372036854775808'));
   await fails('22P02', 'no uuid', row("SELECT kavach_record_usage('agt_js', 1, audit_id => $1)", ['x']));
-  await fails('22023', 'an unknown authorization', row("SELECT kavach_record_usage('agt_js', 1, audit_id => $1)", ['00000000-0000-7000-8000-000000000000']));
+  await fails('KV002', 'an unknown authorization', row("SELECT kavach_record_usage('agt_js', 1, audit_id => $1)", ['00000000-0000-7000-8000-000000000000']));
   await fails('22P02', 'an array as arguments, which node-postgres takes for one of SQL', row("SELECT kavach_authorize('agt_js', 'run', 'x', arguments => $1)", [[1]]));
   await fails('22023', 'an array in JSON', row("SELECT kavach_authorize('agt_js', 'run', 'x', arguments => $1)", ['[1]']));
   await fails('42704', 'usage of an unknown agent', row("SELECT kavach_record_usage('agt_nobody', 1)"));
