@@ -4,7 +4,8 @@
  *
  * Rows go straight into the month's partition (partition.c); where that is not
  * all that an INSERT would do (triggers, row security, ...), they go through a
- * prepared statement.
+ * prepared statement.  A trigger or rule that keeps the row out of the ledger
+ * makes the call fail: there is no decision without its row.
  *
  * Ids are UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction (its method
  * 3), then a counter, so that one backend's ids sort even within a
@@ -244,7 +245,15 @@ insert_by_statement(const RowValues *row)
 		nulls[i] = row->isnull[i] ? 'n' : ' ';
 	}
 	query_begin(&owner);
-	query_execute(&insert_row, values, nulls);
+	if (query_execute(&insert_row, values, nulls) == 0)
+	{
+		/* what a rule makes of it may depend on no table, and outlive the rule */
+		query_forget(&insert_row);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the row was not written into the ledger"),
+				 errdetail("A trigger or rule on kavach.audit_log, or on its partition, has left it out.")));
+	}
 	query_end(&owner);
 }
 

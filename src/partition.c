@@ -25,8 +25,11 @@
  * with its constraints checked, but what the executor prepares anew for every
  * statement is prepared once for a partition, and again after an invalidation
  * of it.  So only where nothing else is to be done: a plain heap with plain
- * B-tree indexes, without triggers on INSERT, row security, rules or generated
- * columns.
+ * B-tree indexes, without triggers on INSERT, row security, rules, generated
+ * columns, or columns of others that get a value of their own; and only with
+ * constraints and predicates made of the server's own immutable functions.  A
+ * function of somebody else's may be replaced, which invalidates no relation,
+ * and would run with the caller's rights and settings instead of the owner's.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -35,19 +38,23 @@
 #include "access/heapam.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "port/atomics.h"
+#include "rewrite/rewriteHandler.h"
 #include "storage/lmgr.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
@@ -386,6 +393,40 @@ fires_on_insert(const TriggerDesc *triggers)
 		 triggers->trig_insert_before_statement || triggers->trig_insert_after_statement);
 }
 
+static bool
+is_others_function(Oid function, void *context)
+{
+	return function >= FirstUnpinnedObjectId;
+}
+
+static bool
+uses_others_code(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, CoerceToDomain) || check_functions_in_node(node, is_others_function, context))
+		return true;
+	return expression_tree_walker(node, uses_others_code, context);
+}
+
+/* An expression that is the same whoever evaluates it, and for good. */
+static bool
+can_be_kept(Node *expression)
+{
+	return !contain_mutable_functions(expression) && !uses_others_code(expression, NULL);
+}
+
+static bool
+has_plain_checks(TupleConstr *constr)
+{
+	for (int i = 0; constr != NULL && i < constr->num_check; i++)
+	{
+		if (!can_be_kept(stringToNode(constr->check[i].ccbin)))
+			return false;
+	}
+	return true;
+}
+
 /* An index whose entries are made from columns alone, and checked at once. */
 static bool
 is_plain_index(Oid relid)
@@ -396,7 +437,8 @@ is_plain_index(Oid relid)
 	plain = index->rd_rel->relam == BTREE_AM_OID &&
 		index->rd_index->indimmediate &&
 		!index->rd_index->indisexclusion &&
-		RelationGetIndexExpressions(index) == NIL;
+		RelationGetIndexExpressions(index) == NIL &&
+		can_be_kept((Node *) RelationGetIndexPredicate(index));
 	index_close(index, NoLock);
 	return plain;
 }
@@ -414,10 +456,42 @@ has_plain_indexes(Relation partition)
 	return true;
 }
 
+static bool
+is_written(const char *column)
+{
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+		if (strcmp(column, ledger_columns[i].name) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Whether an INSERT into the ledger would give columns a value that we do not:
+ * a default (of the column, its type, an identity), or what a domain makes of
+ * NULL, or of a value of ours.
+ */
+static bool
+fills_in_columns(Relation ledger)
+{
+	TupleDesc	desc = RelationGetDescr(ledger);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (column->attisdropped)
+			continue;
+		if (get_typtype(column->atttypid) == TYPTYPE_DOMAIN)
+			return true;
+		if (!is_written(NameStr(column->attname)) && build_column_default(ledger, column->attnum) != NULL)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Whether a row can go straight into the heap and its indexes: nothing that
- * an INSERT would do besides is there to be done.  A column of somebody else's
- * that has a default is, and so is anything on the parent.
+ * an INSERT would do besides is there to be done, for the parent neither.
  */
 static bool
 takes_rows_directly(Relation partition, Relation ledger)
@@ -431,7 +505,8 @@ takes_rows_directly(Relation partition, Relation ledger)
 		!partition->rd_rel->relhasrules && !ledger->rd_rel->relhasrules &&
 		!fires_on_insert(partition->trigdesc) && !fires_on_insert(ledger->trigdesc) &&
 		!compat_has_generated_columns(desc) &&
-		(desc->constr == NULL || desc->constr->num_defval <= 1) &&	/* batch */
+		!fills_in_columns(ledger) &&
+		has_plain_checks(desc->constr) &&
 		has_plain_indexes(partition);
 }
 
@@ -444,7 +519,8 @@ map_columns(Relation partition)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), ledger_columns[i].name);
 
-		if (attnum == InvalidAttrNumber || TupleDescAttr(desc, attnum - 1)->atttypid != ledger_columns[i].type)
+		if (attnum == InvalidAttrNumber ||
+			getBaseType(TupleDescAttr(desc, attnum - 1)->atttypid) != ledger_columns[i].type)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of the ledger is not as kavach made it", ledger_columns[i].name)));
@@ -457,13 +533,14 @@ compile_checks(Relation partition)
 {
 	TupleConstr *constr = RelationGetDescr(partition)->constr;
 
-	target.nchecks = constr ? constr->num_check : 0;
-	target.checks = palloc(sizeof(ExprState *) * Max(target.nchecks, 1));
-	for (int i = 0; i < target.nchecks; i++)
+	target.nchecks = 0;
+	target.checks = palloc(sizeof(ExprState *) * (constr ? constr->num_check + 1 : 1));
+	for (int i = 0; constr != NULL && i < constr->num_check; i++)
 	{
 		Expr	   *check = stringToNode(constr->check[i].ccbin);
 
-		target.checks[i] = ExecInitExpr(expression_planner(check), NULL);
+		if (compat_is_enforced(&constr->check[i]))
+			target.checks[target.nchecks++] = ExecInitExpr(expression_planner(check), NULL);
 	}
 }
 
@@ -526,14 +603,18 @@ fulfils_constraints(TupleTableSlot *slot)
 	return true;
 }
 
-/* Says which constraint it is that a row does not fulfil. */
+/*
+ * Says which constraint it is that a row does not fulfil; and the row only to
+ * those who may read it, as there is no range table to say what a caller has
+ * given himself (so that its index is 0).
+ */
 static void
 report_constraint(Relation partition, TupleTableSlot *slot)
 {
 	EState	   *estate = CreateExecutorState();
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 
-	InitResultRelInfo(result, partition, 1, NULL, 0);
+	InitResultRelInfo(result, partition, 0, NULL, 0);
 	ExecConstraints(result, slot, estate);
 	FreeExecutorState(estate);
 }
@@ -574,7 +655,8 @@ find_target(Oid ledger_id, TimestampTz ts)
 	target.end = range.end;
 	target.direct = takes_rows_directly(partition, ledger);
 	map_columns(partition);
-	compile_target(partition);
+	if (target.direct)
+		compile_target(partition);
 	target.complete = true;
 	table_close(partition, NoLock);
 	table_close(ledger, NoLock);
