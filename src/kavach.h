@@ -333,7 +333,7 @@ struct LedgerRow
 	const char *request_id;
 	Jsonb	   *metadata;
 
-	bool		own;			/* found: written by this transaction */
+	bool		own;			/* found by id: written by this transaction */
 };
 
 extern void ledger_define_settings(void);
@@ -370,6 +370,8 @@ typedef struct RowValues
 extern Size partition_shmem_size(void);
 extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
+extern bool partition_is_month(Oid relid);
+extern bool partition_is_heap(Oid ledger, TimestampTz ts);
 extern void partition_end_transaction(bool commit);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 extern void partition_announce(Oid ledger);

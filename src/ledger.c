@@ -290,20 +290,29 @@ ledger_append(LedgerRow *row)
 
 /* ---- finding ---- */
 
-#define FOUND_COLUMNS \
+#define FOUND_COLUMNS(writer) \
 	"SELECT id, ts, kind, agent_id, user_id, tenant_id, action, resource, arguments," \
 	"       result, code, reason, policy_id," \
-	"       tokens_requested, min_tokens, tokens_cost, settles, request_id, xmin" \
+	"       tokens_requested, min_tokens, tokens_cost, settles, request_id, " writer \
 	"  FROM kavach.audit_log"
 
+#define BY_ID " WHERE id = $1 AND ts >= $2 AND ts < $3"
+
 static Statement find_by_id = {
-	.sql = FOUND_COLUMNS " WHERE id = $1 AND ts >= $2 AND ts < $3",
+	.sql = FOUND_COLUMNS("xmin") BY_ID,
+	.nargs = 3,
+	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+};
+
+/* in a partition without xmin */
+static Statement find_archived_by_id = {
+	.sql = FOUND_COLUMNS("NULL::xid") BY_ID,
 	.nargs = 3,
 	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
 };
 
 static Statement find_by_request = {
-	.sql = FOUND_COLUMNS
+	.sql = FOUND_COLUMNS("NULL::xid")
 	" WHERE agent_id = $1 AND kind = $2 AND request_id = $3 AND result = 'allowed' AND ts >= $4"
 	" ORDER BY id DESC LIMIT 1",
 	.nargs = 4,
@@ -311,7 +320,7 @@ static Statement find_by_request = {
 };
 
 static Statement find_by_settles = {
-	.sql = FOUND_COLUMNS " WHERE settles = $1 AND ts >= $2",
+	.sql = FOUND_COLUMNS("NULL::xid") " WHERE settles = $1 AND ts >= $2",
 	.nargs = 2,
 	.argtypes = {UUIDOID, TIMESTAMPTZOID},
 };
@@ -333,6 +342,7 @@ found_row(uint64 nrows)
 	LedgerRow  *row;
 	bool		isnull;
 	Datum		settles;
+	Datum		writer;
 
 	if (nrows == 0)
 		return NULL;
@@ -356,7 +366,8 @@ found_row(uint64 nrows)
 	settles = query_datum(0, 17, &isnull);
 	row->settles = isnull ? NULL : DatumGetUUIDP(settles);
 	row->request_id = query_text(0, 18);
-	row->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(query_datum(0, 19, &isnull)));
+	writer = query_datum(0, 19, &isnull);
+	row->own = !isnull && TransactionIdIsCurrentTransactionId(DatumGetTransactionId(writer));
 	return row;
 }
 
@@ -376,13 +387,14 @@ find_row(Statement *statement, Datum *values)
 LedgerRow *
 ledger_find(const pg_uuid_t *id)
 {
+	TimestampTz ts = uuid7_ts(id);
 	Datum		values[] = {
 		UUIDPGetDatum(id),
-		TimestampTzGetDatum(uuid7_ts(id)),
-		TimestampTzGetDatum(uuid7_ts(id) + 1000),
+		TimestampTzGetDatum(ts),
+		TimestampTzGetDatum(ts + 1000),
 	};
 
-	return find_row(&find_by_id, values);
+	return find_row(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 }
 
 /*

@@ -36,6 +36,7 @@
 
 #include "access/genam.h"
 #include "access/heapam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/transam.h"
@@ -57,6 +58,7 @@
 #include "rewrite/rewriteHandler.h"
 #include "storage/lmgr.h"
 #include "storage/shmem.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -66,6 +68,7 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #define NUM_SLOTS	64
 #define SLOT		(MyDatabaseId % NUM_SLOTS)
@@ -186,6 +189,67 @@ has_partition(Oid ledger_id, TimestampTz ts)
 	PartitionRange range;
 
 	return find_range(ledger_id, ts, &range);
+}
+
+/*
+ * Whether the rows of a time, if there are any, are in a heap: what archives
+ * them, a foreign table or another access method, may know of no xmin.
+ */
+bool
+partition_is_heap(Oid ledger_id, TimestampTz ts)
+{
+	PartitionRange range;
+	HeapTuple	tuple;
+	bool		is_heap;
+
+	if (!find_range(ledger_id, ts, &range))
+		return false;
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(range.relid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	is_heap = ((Form_pg_class) GETSTRUCT(tuple))->relkind == RELKIND_RELATION &&
+		((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID;
+	ReleaseSysCache(tuple);
+	return is_heap;
+}
+
+/* Whether a bound is a time; then bound is that. */
+static bool
+bound_time(List *bounds, TimestampTz *bound)
+{
+	PartitionRangeDatum *datum = linitial_node(PartitionRangeDatum, bounds);
+
+	if (datum->kind != PARTITION_RANGE_DATUM_VALUE)
+		return false;
+	*bound = DatumGetTimestampTz(castNode(Const, datum->value)->constvalue);
+	return true;
+}
+
+/* Whether a partition is one such as make_partition makes: a UTC month, in a heap. */
+bool
+partition_is_month(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool		is_month = false;
+	bool		isnull;
+	Datum		bound;
+	TimestampTz start;
+	TimestampTz end;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
+	if (!isnull && ((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID)
+	{
+		PartitionBoundSpec *spec = stringToNode(TextDatumGetCString(bound));
+
+		is_month = !spec->is_default &&
+			bound_time(spec->lowerdatums, &start) && bound_time(spec->upperdatums, &end) &&
+			start >= CLOCK_START && end <= CLOCK_END &&
+			start == period_start(PERIOD_MONTH, start) && end == period_end(PERIOD_MONTH, start);
+	}
+	ReleaseSysCache(tuple);
+	return is_month;
 }
 
 /* ---- making partitions ---- */
