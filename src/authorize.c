@@ -18,8 +18,8 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
-PG_FUNCTION_INFO_V1(kavach_authorize);
-PG_FUNCTION_INFO_V1(kavach_check_budget);
+ENTRY_POINT(kavach_authorize, 9, 9);
+ENTRY_POINT(kavach_check_budget, 2, 7);
 
 /* What the caller asked. */
 typedef struct Call
@@ -427,8 +427,8 @@ read_call(FunctionCallInfo fcinfo)
 }
 
 /* SQL: kavach_authorize(...) */
-Datum
-kavach_authorize(PG_FUNCTION_ARGS)
+static Datum
+kavach_authorize_checked(PG_FUNCTION_ARGS)
 {
 	Call		call = read_call(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);
@@ -479,8 +479,8 @@ advise(const Call *call)
 }
 
 /* SQL: kavach_check_budget(...) */
-Datum
-kavach_check_budget(PG_FUNCTION_ARGS)
+static Datum
+kavach_check_budget_checked(PG_FUNCTION_ARGS)
 {
 	Call		call = {
 		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),

@@ -144,6 +144,24 @@ extern Datum query_datum(uint64 row, int column, bool *isnull);
 
 /* ---- argument.c: what callers hand in ---- */
 
+/*
+ * A function of C that SQL declares, with how many arguments, and columns of
+ * its answer (0 for a value that is no row).  SQL and library may be of
+ * different versions; then it fails before it looks at anything.  Its body is
+ * name_checked.
+ */
+#define ENTRY_POINT(name, nargs, ncolumns) \
+	PG_FUNCTION_INFO_V1(name); \
+	static Datum name##_checked(PG_FUNCTION_ARGS); \
+	Datum \
+	name(PG_FUNCTION_ARGS) \
+	{ \
+		check_declaration(fcinfo, nargs, ncolumns); \
+		return name##_checked(fcinfo); \
+	} \
+	extern Datum name(PG_FUNCTION_ARGS)
+
+extern void check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns);
 extern void check_id(const char *value, const char *name);
 extern void check_tokens(int64 tokens, const char *name);
 extern char *required_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);

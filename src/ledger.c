@@ -41,7 +41,7 @@ static const char *const kinds[] = {
 
 static int	request_retention = 7 * 24 * 60;	/* minutes */
 
-PG_FUNCTION_INFO_V1(kavach_uuid7_ts);
+ENTRY_POINT(kavach_uuid7_ts, 1, 0);
 
 void
 ledger_define_settings(void)
@@ -125,8 +125,8 @@ uuid7_ts(const pg_uuid_t *id)
 }
 
 /* SQL: kavach.uuid7_ts(id) */
-Datum
-kavach_uuid7_ts(PG_FUNCTION_ARGS)
+static Datum
+kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(uuid7_ts(PG_GETARG_UUID_P(0)));
 }
@@ -247,7 +247,7 @@ insert_by_statement(const RowValues *row)
 	query_begin(&owner);
 	if (query_execute(&insert_row, values, nulls) == 0)
 	{
-		/* what a rule makes of it may depend on no table, and outlive the rule */
+		/* a rule's plan may depend on no table, and outlive the rule */
 		query_forget(&insert_row);
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

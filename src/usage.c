@@ -16,8 +16,8 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
-PG_FUNCTION_INFO_V1(kavach_record_usage);
-PG_FUNCTION_INFO_V1(kavach_adjust);
+ENTRY_POINT(kavach_record_usage, 5, 6);
+ENTRY_POINT(kavach_adjust, 3, 0);
 
 /* What the caller reports. */
 typedef struct Report
@@ -301,8 +301,8 @@ record(Report *report)
 }
 
 /* SQL: kavach_record_usage(...) */
-Datum
-kavach_record_usage(PG_FUNCTION_ARGS)
+static Datum
+kavach_record_usage_checked(PG_FUNCTION_ARGS)
 {
 	Report		report = {
 		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
@@ -334,8 +334,8 @@ kavach_record_usage(PG_FUNCTION_ARGS)
 }
 
 /* SQL: kavach_adjust(agent_id, tokens, reason) */
-Datum
-kavach_adjust(PG_FUNCTION_ARGS)
+static Datum
+kavach_adjust_checked(PG_FUNCTION_ARGS)
 {
 	char	   *agent_id = required_id_arg(fcinfo, 0, "agent_id");
 	int64		tokens = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
