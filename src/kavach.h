@@ -390,6 +390,7 @@ extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
 extern bool partition_is_month(Oid relid);
 extern bool partition_is_heap(Oid ledger, TimestampTz ts);
+extern bool partition_has_attached(void);
 extern void partition_end_transaction(bool commit);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 extern void partition_announce(Oid ledger);

@@ -6,8 +6,10 @@
  * A missing partition is made by a worker, in a transaction of its own, and by
  * the call that needs it only where there is no worker (worker.c): then a
  * second caller waits for the first one's transaction, on a lock of ours.  Next
- * month's is made ahead, by a worker alone.  The parent carries no index; what a partition needs
- * is in partition_ddl.
+ * month's is made ahead, by a worker alone.  Whoever needs others, because rows
+ * are to come there by another way than calls, has them made with
+ * kavach_create_months.  The parent carries no index; what a partition needs is
+ * in partition_ddl.
  *
  * ATTACH locks the parent in a way that hinders nobody, so that a backend may
  * take in the invalidation that it sends just while it makes its list of
@@ -59,6 +61,7 @@
 #include "storage/lmgr.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
+#include "utils/date.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -70,6 +73,8 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#define MAX_MONTHS	240			/* that are made at a time: each takes some ten locks */
+
 #define NUM_SLOTS	64
 #define SLOT		(MyDatabaseId % NUM_SLOTS)
 
@@ -79,6 +84,8 @@ typedef struct PartitionShared
 	pg_atomic_uint64 generations[NUM_SLOTS];	/* of attached partitions */
 	pg_atomic_uint64 tried[NUM_SLOTS];	/* when a next month was made last */
 } PartitionShared;
+
+ENTRY_POINT(kavach_create_months, 2, 0);
 
 static PartitionShared *shared = NULL;
 static uint64 seen_generation = 0;	/* that list and plans were made at */
@@ -123,6 +130,13 @@ partition_refresh(Oid ledger)
 	pg_read_barrier();
 	RelationCacheInvalidateEntry(ledger);
 	ResetPlanCache();
+}
+
+/* Whether this transaction has made partitions, which are others' at its commit. */
+bool
+partition_has_attached(void)
+{
+	return attached;
 }
 
 /* At the end of the transaction, before its counters are let go: nothing may fail. */
@@ -351,6 +365,82 @@ make_partition_here(Oid ledger_id, TimestampTz ts)
 	partition_refresh(ledger_id);
 	if (!has_partition(ledger_id, ts))
 		make_partition(ts);
+}
+
+/* The start of the UTC month of a date. */
+static TimestampTz
+month_arg(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be NULL", name)));
+	ts = PG_GETARG_DATEADT(argno) * USECS_PER_DAY;	/* wherever the session is */
+	if (DATE_NOT_FINITE(PG_GETARG_DATEADT(argno)) || ts < CLOCK_START || ts >= CLOCK_END)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("%s is out of range", name),
+				 errdetail("The ledger's months are those from 1970 to 9999.")));
+	return period_start(PERIOD_MONTH, ts);
+}
+
+static void
+check_months(TimestampTz first, TimestampTz last)
+{
+	int			count = 0;
+
+	if (first > last)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("first must not be after last")));
+	for (TimestampTz month = first; month <= last; month = period_end(PERIOD_MONTH, month))
+		if (++count > MAX_MONTHS)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("too many months"),
+					 errdetail("At most %d can be made at a time.", MAX_MONTHS),
+					 errhint("Make them in several transactions.")));
+}
+
+/* What stands in a part of the month only is an error of ATTACH's. */
+static bool
+has_month(Oid ledger_id, TimestampTz month)
+{
+	return has_partition(ledger_id, month) && has_partition(ledger_id, period_end(PERIOD_MONTH, month) - 1);
+}
+
+/*
+ * SQL: kavach_create_months(first, last)
+ *
+ * In the caller's transaction, which keeps others from making any; they wait
+ * for nothing else.
+ */
+static Datum
+kavach_create_months_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz month = month_arg(fcinfo, 0, "first");
+	TimestampTz last = month_arg(fcinfo, 1, "last");
+	int			made = 0;
+	Oid			ledger_id;
+
+	check_months(month, last);
+	PreventCommandIfReadOnly("kavach_create_months()");
+	PreventCommandIfParallelMode("kavach_create_months()");
+	ledger_begin();
+	ledger_id = ledger_oid();
+	lock_relation(ledger_id, ShareUpdateExclusiveLock);
+	partition_refresh(ledger_id);
+	for (; month <= last; month = period_end(PERIOD_MONTH, month))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (has_month(ledger_id, month))
+			continue;
+		make_partition(month);
+		made++;
+	}
+	PG_RETURN_INT32(made);
 }
 
 /* Has the worker make a month's partition and the next; LOCK_PARTITION is held. */

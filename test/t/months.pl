@@ -1,5 +1,5 @@
 # months.pl: months of the ledger that kavach has not made, or that somebody has archived, are read, counted and searched
-# like others; only what a restore leaves in its middle is waited for.
+# like others; only what a restore leaves in its middle is waited for.  And kavach_create_months.
 use strict;
 use warnings;
 use FindBin;
@@ -12,7 +12,7 @@ use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('months');
 $node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'\nmax_prepared_transactions = 1");
 $node->start;
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION kavach;
@@ -141,6 +141,49 @@ is(load('2027-06'), 'allowed', 'and so does the waiting');
 change('CREATE INDEX ON kavach.y2029 (ts); CREATE INDEX ON kavach.y2030 (ts)');
 $restore->query("SET application_name = 'pg_restore'");
 is(load('2027-07'), 'allowed', 'a table that has an index has its rows');
+
+
+# ---- months that are made ahead ----
+
+sub made { my ($first, $last) = @_; return $app->query("SELECT kavach_create_months('$first', '$last')") }
+sub names
+{
+	my ($pattern) = @_;
+	return $node->safe_psql('postgres', qq{SELECT string_agg(inhrelid::regclass::text, ' ' ORDER BY 1)
+		FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass AND inhrelid::regclass::text ~ '$pattern'});
+}
+
+$app->query("SET timezone = 'Pacific/Kiritimati'");
+is(made('2040-11-30', '2041-02-01'), '4', 'months are made, those of both dates and those between');
+is(names('204[01]'), 'kavach.audit_log_2040_11 kavach.audit_log_2040_12 kavach.audit_log_2041_01 kavach.audit_log_2041_02', 'that is these, in UTC');
+is(made('2040-10-01', '2041-03-31'), '2', 'only what is missing');
+is(made('2040-10-01', '2041-03-31'), '0', 'and once');
+is($node->safe_psql('postgres', q{SELECT count(*), count(DISTINCT n) FROM (
+	SELECT relid, (SELECT count(*) FROM pg_index WHERE indrelid = relid) + (SELECT count(*) FROM pg_trigger WHERE tgrelid = relid) AS n
+	  FROM pg_partition_tree('kavach.audit_log') WHERE relid::regclass::text ~ '2032_05|204[01]_') m}), '7|1', 'with what those have that calls make');
+is($app->query("SET kavach.clock = '2041-03-31 23:59:59.999999Z'; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', 1)"), 'allowed', 'calls use them');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM kavach.audit_log_2041_03'), '1', 'as their own');
+is($app->query("BEGIN; SELECT kavach_create_months('2042-01-01', '2042-01-01'); ROLLBACK"), '1', 'in a transaction');
+is(names('2042'), '', 'that can be rolled back');
+$restore->query('SET lock_timeout = 1');
+$app->query("BEGIN; SELECT kavach_create_months('2042-01-01', '2042-02-28')");
+is($restore->query("SELECT kavach_create_months('2042-01-01', '2042-01-01')"), 'ERROR:  55P03', 'others wait for it');
+is($restore->query("SET kavach.clock = '2041-03-30Z'; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', 1)"), 'allowed', 'calls in months that are there do not');
+like($app->query("PREPARE TRANSACTION 'months'"), qr/0A000/, 'it cannot be prepared');
+is(made('2043-01-01', '2062-12-31'), '240', 'many at a time');
+is(made('2063-01-01', '2083-01-01'), 'ERROR:  54000', 'but not any number');
+is(made('1970-01-01', '1970-01-31') . made('9999-12-01', '9999-12-31'), '11', 'from the first to the last there is');
+is(made(@$_), "ERROR:  $_->[2]", "$_->[0] to $_->[1]") for [qw(1969-12-31 1970-01-01 22008)], [qw(9999-12-31 10000-01-01 22008)],
+	[qw(-infinity 2026-01-01 22008)], [qw(2026-01-01 infinity 22008)], [qw(2026-02-01 2026-01-31 22023)];
+is($app->query("SELECT kavach_create_months(NULL, '2026-01-01')"), 'ERROR:  22004', 'NULL');
+is($app->query("SELECT kavach_create_months('2026-01-01', NULL)"), 'ERROR:  22004', 'NULL');
+is(made('2030-01-01', '2030-11-30'), '0', 'a year that is one partition needs none');
+is(made('2030-12-01', '2030-12-31'), 'ERROR:  42P17', 'a month of which a part is in another cannot be made');
+is($app->query("BEGIN READ ONLY; SELECT kavach_create_months('2090-01-01', '2090-01-01')"), 'ERROR:  25006', 'nor any in a transaction that reads');
+$app->query('ROLLBACK; CREATE ROLE admin; SELECT kavach_grant_role(\'admin\', \'admin\'); CREATE ROLE app; SELECT kavach_grant_role(\'app\', \'app\'); SET ROLE admin');
+is(made('2090-01-01', '2090-01-01'), '1', 'an admin may');
+$app->query('SET ROLE app');
+is(made('2091-01-01', '2091-01-01'), 'ERROR:  42501', 'an app may not');
 
 $restore->quit;
 $app->quit;
