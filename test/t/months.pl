@@ -185,6 +185,11 @@ is(made('2090-01-01', '2090-01-01'), '1', 'an admin may');
 $app->query('SET ROLE app');
 is(made('2091-01-01', '2091-01-01'), 'ERROR:  42501', 'an app may not');
 
+my ($watch) = slurp_file("$FindBin::RealBin/../../doc/operations.md") =~ /^(SELECT to_regclass\(.*? AS next_month;)/ms;
+$node->safe_psql('postgres', 'CREATE DATABASE watched');
+is($node->safe_psql('watched', "CREATE EXTENSION kavach; $watch"), 'f', 'what is to be watched: next month is not there');
+is($node->safe_psql('watched', "SELECT kavach_create_months(current_date - 1, current_date + 62) > 0; $watch"), "t\nt", 'and then is');
+
 $restore->quit;
 $app->quit;
 $node->stop;
