@@ -73,7 +73,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-#define MAX_MONTHS	240			/* that are made at a time: each takes some ten locks */
+#define MAX_MONTHS	240			/* made at a time; each takes some ten locks */
 
 #define NUM_SLOTS	64
 #define SLOT		(MyDatabaseId % NUM_SLOTS)

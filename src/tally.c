@@ -36,7 +36,7 @@ static Statement bare_partitions = {
 /* A file that is a foreign table is read with COPY, too. */
 static Statement restoring_sessions = {
 	.sql = "SELECT FROM pg_stat_activity"
-	" WHERE datname = current_database() AND application_name LIKE 'pg\\_restore%'"
+	" WHERE datname = current_database() AND starts_with(application_name, 'pg_restore')"
 	" UNION ALL "
 	"SELECT FROM pg_stat_progress_copy"
 	" WHERE datname = current_database() AND command = 'COPY FROM'"

@@ -65,6 +65,9 @@ change('ALTER TABLE kavach.audit_log DROP CONSTRAINT audit_log_agent_id_fkey');
 change('ALTER TABLE kavach.audit_log ADD CHECK (tenant_id IS NOT NULL) NOT VALID');
 refused('CHECK', '23514');
 goes('CHECK', 'tenant_id', 'acme', $tagged);
+my (undef, undef, $straight) = $node->psql('postgres', q{SELECT kavach_authorize('agt_a', 'run', 'x', 1)});
+like($straight, qr/violates check constraint/, 'CHECK: the message');
+unlike($straight, qr/CONTEXT/, 'CHECK: of a row that has gone straight in');
 change('ALTER TABLE kavach.audit_log DROP CONSTRAINT audit_log_tenant_id_check');
 
 change(q{
