@@ -61,6 +61,10 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 
+# Names of ours are bound to ours, whatever else is loaded.
+SHLIB_EXPORTS = src/exports.txt
+SHLIB_LINK += $(if $(filter darwin,$(PORTNAME)),,-Wl,-Bsymbolic)
+
 # The install script is these parts, in this order.
 SQL_PARTS = \
 	sql/schema.sql \

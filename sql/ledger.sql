@@ -118,6 +118,16 @@ ALTER EVENT TRIGGER kavach_guard_ledger ENABLE ALWAYS;
 
 COMMENT ON EVENT TRIGGER kavach_guard_ledger IS 'Keeps the ledger''s tables from being dropped or detached while it holds rows.';
 
+CREATE FUNCTION @extschema@.kavach_create_months(first date, last date)
+RETURNS int
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_create_months';
+
+COMMENT ON FUNCTION @extschema@.kavach_create_months(date, date) IS
+'Makes the partitions of the ledger''s UTC months from that of one date to that of another, as far as they are missing, and returns how many. Calls make their own; needed before rows come by logical replication, or are put in by hand.
+first, last: any day of the first and of the last month, at most 240 months.
+Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
+
 CREATE VIEW kavach.ledger AS
 SELECT * FROM kavach.audit_log;
 

@@ -20,7 +20,7 @@ DECLARE
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent',
     'kavach_grant_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust', 'kavach_reload_counters'];
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months'];
   functions text[];
   changed boolean := false;
   object record;

@@ -2,6 +2,11 @@
  * argument.c
  *		What callers hand in: checked once, before anything else happens, so
  *		that bad input is a clear error and changes nothing.
+ *
+ * Nor is anything read or written past what SQL has declared a function to
+ * take and to answer: that may be of another version than this library, until
+ * ALTER EXTENSION UPDATE has been run, or the server restarted.  Arguments and
+ * columns are only ever added, so that their number tells which is the older.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -9,9 +14,11 @@
 #include "access/htup_details.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/regproc.h"
 
-PG_FUNCTION_INFO_V1(kavach_check_id);
+ENTRY_POINT(kavach_check_id, 4, 0);
 
 static void
 refuse_null(const char *name)
@@ -139,8 +146,8 @@ object_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /* SQL: kavach.check_id(value, name, required, max_bytes) */
-Datum
-kavach_check_id(PG_FUNCTION_ARGS)
+static Datum
+kavach_check_id_checked(PG_FUNCTION_ARGS)
 {
 	char	   *name;
 
@@ -159,18 +166,34 @@ kavach_check_id(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
+/* ---- how SQL declares a function ---- */
+
+static void
+refuse_declaration(FunctionCallInfo fcinfo, const char *what, int declared, int expected)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+			 errmsg("kavach's SQL and its library are of different versions"),
+			 errdetail("Function %s is declared with %d %s, and is one with %d.",
+					   format_procedure(fcinfo->flinfo->fn_oid), declared, what, expected),
+			 declared < expected ?
+			 errhint("In this database, run ALTER EXTENSION kavach UPDATE.") :
+			 errhint("Restart the server, once the library that belongs to the SQL is installed.")));
+}
+
 /*
- * The row type that a function answers with.  Looking it up costs as much as
- * deciding a call does, and it stays as it is for the life of the function.
+ * The row type that a function answers with, or NULL for a value that is no
+ * row.  Looking it up costs as much as deciding a call does, and it stays as it
+ * is for the life of the function.
  */
-TupleDesc
-answer_desc(FunctionCallInfo fcinfo)
+static TupleDesc
+declared_row(FunctionCallInfo fcinfo)
 {
 	static struct
 	{
 		Oid			function;
 		TupleDesc	desc;
-	}			known[8];
+	}			known[16];
 	static int	nknown = 0;
 	TupleDesc	desc;
 	MemoryContext old;
@@ -180,7 +203,7 @@ answer_desc(FunctionCallInfo fcinfo)
 			return known[i].desc;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
+		return NULL;
 	if (nknown == lengthof(known))
 		return BlessTupleDesc(desc);
 	old = MemoryContextSwitchTo(TopMemoryContext);
@@ -189,6 +212,42 @@ answer_desc(FunctionCallInfo fcinfo)
 	MemoryContextSwitchTo(old);
 	return known[nknown++].desc;
 }
+
+/* The row type that a function which has been checked answers with. */
+TupleDesc
+answer_desc(FunctionCallInfo fcinfo)
+{
+	return declared_row(fcinfo);
+}
+
+static int
+declared_columns(FunctionCallInfo fcinfo, bool is_row)
+{
+	TupleDesc	desc = NULL;
+
+	if (is_row || type_is_rowtype(get_func_rettype(fcinfo->flinfo->fn_oid)))
+		desc = declared_row(fcinfo);
+	return desc ? desc->natts : 0;
+}
+
+/* Fails unless SQL declares a function as it is; looks once in each query. */
+void
+check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns)
+{
+	static const char checked = 0;
+	int			declared;
+
+	if (fcinfo->flinfo->fn_extra != NULL)
+		return;
+	if (PG_NARGS() != nargs)
+		refuse_declaration(fcinfo, "arguments", PG_NARGS(), nargs);
+	declared = declared_columns(fcinfo, ncolumns > 0);
+	if (declared != ncolumns)
+		refuse_declaration(fcinfo, "columns", declared, ncolumns);
+	fcinfo->flinfo->fn_extra = unconstify(char *, &checked);
+}
+
+/* ---- what is answered ---- */
 
 Datum
 text_or_null(const char *value, bool *isnull)

@@ -23,8 +23,8 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
-PG_FUNCTION_INFO_V1(kavach_authorize);
-PG_FUNCTION_INFO_V1(kavach_check_budget);
+ENTRY_POINT(kavach_authorize, 9, 11);
+ENTRY_POINT(kavach_check_budget, 7, 9);
 
 /* What the caller asked. */
 typedef struct Call
@@ -554,8 +554,8 @@ read_call(FunctionCallInfo fcinfo)
 }
 
 /* SQL: kavach_authorize(...) */
-Datum
-kavach_authorize(PG_FUNCTION_ARGS)
+static Datum
+kavach_authorize_checked(PG_FUNCTION_ARGS)
 {
 	Call		call = read_call(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);
@@ -629,8 +629,8 @@ read_question(FunctionCallInfo fcinfo)
 }
 
 /* SQL: kavach_check_budget(...) */
-Datum
-kavach_check_budget(PG_FUNCTION_ARGS)
+static Datum
+kavach_check_budget_checked(PG_FUNCTION_ARGS)
 {
 	Call		call = read_question(fcinfo);
 	TupleDesc	desc = answer_desc(fcinfo);

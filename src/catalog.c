@@ -71,7 +71,7 @@ static bool changed_any = false;
 static bool changed_policies = false;
 static uint64 changed_agents[AGENT_SLOTS / 64];
 
-PG_FUNCTION_INFO_V1(kavach_note_change);
+ENTRY_POINT(kavach_note_change, 0, 0);
 
 /*
  * The parts of a profile, a row each: 1 the agent, 2 a permission, 3 a limit.
@@ -195,8 +195,8 @@ note_agent(HeapTuple tuple, TupleDesc desc)
  * Trigger: notes a change of an agent or its permissions (argument 'agent') or
  * of a policy, its limits or baselines (argument 'policy').
  */
-Datum
-kavach_note_change(PG_FUNCTION_ARGS)
+static Datum
+kavach_note_change_checked(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 

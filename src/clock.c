@@ -37,10 +37,10 @@ period_named(const char *name)
 static char *clock_setting = NULL;
 static TimestampTz clock_stopped_at = DT_NOBEGIN;	/* DT_NOBEGIN: it runs */
 
-PG_FUNCTION_INFO_V1(kavach_clock_now);
-PG_FUNCTION_INFO_V1(kavach_range_start);
-PG_FUNCTION_INFO_V1(kavach_month_start);
-PG_FUNCTION_INFO_V1(kavach_month_end);
+ENTRY_POINT(kavach_clock_now, 0, 0);
+ENTRY_POINT(kavach_range_start, 2, 0);
+ENTRY_POINT(kavach_month_start, 2, 0);
+ENTRY_POINT(kavach_month_end, 2, 0);
 
 /*
  * Parses without ereport, since a check hook may run where an error would
@@ -135,8 +135,8 @@ clock_now(void)
 /*
  * For views and reports: the same throughout a statement.
  */
-Datum
-kavach_clock_now(PG_FUNCTION_ARGS)
+static Datum
+kavach_clock_now_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(clock_stopped_at == DT_NOBEGIN ?
 						  GetCurrentStatementStartTimestamp() : clock_stopped_at);
@@ -232,8 +232,8 @@ format_utc(TimestampTz ts)
 }
 
 /* SQL: kavach.range_start(since, until) */
-Datum
-kavach_range_start(PG_FUNCTION_ARGS)
+static Datum
+kavach_range_start_checked(PG_FUNCTION_ARGS)
 {
 	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
 		PG_GETARG_TIMESTAMPTZ(0) > PG_GETARG_TIMESTAMPTZ(1))
@@ -270,15 +270,15 @@ month_arg(FunctionCallInfo fcinfo)
 }
 
 /* SQL: kavach.month_start(year, month) */
-Datum
-kavach_month_start(PG_FUNCTION_ARGS)
+static Datum
+kavach_month_start_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(month_arg(fcinfo));
 }
 
 /* SQL: kavach.month_end(year, month) */
-Datum
-kavach_month_end(PG_FUNCTION_ARGS)
+static Datum
+kavach_month_end_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(period_end(PERIOD_MONTH, month_arg(fcinfo)));
 }

@@ -61,6 +61,17 @@ compat_has_generated_columns(TupleDesc desc)
 #endif
 }
 
+/* A CHECK may be NOT ENFORCED since 18. */
+static inline bool
+compat_is_enforced(const ConstrCheck *check)
+{
+#if PG_VERSION_NUM >= 180000
+	return check->ccenforced;
+#else
+	return true;
+#endif
+}
+
 /* A hash table in shared memory has one size only since 19. */
 static inline HTAB *
 compat_shmem_init_hash(const char *name, long size, HASHCTL *info, int flags)

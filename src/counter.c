@@ -151,10 +151,10 @@ static dlist_head own_charges = DLIST_STATIC_INIT(own_charges);
 static dlist_head free_charges = DLIST_STATIC_INIT(free_charges);
 static int	num_free_charges = 0;
 
-PG_FUNCTION_INFO_V1(kavach_current_usage);
-PG_FUNCTION_INFO_V1(kavach_counters);
-PG_FUNCTION_INFO_V1(kavach_counter_stats);
-PG_FUNCTION_INFO_V1(kavach_reload_counters);
+ENTRY_POINT(kavach_current_usage, 4, 3);
+ENTRY_POINT(kavach_counters, 0, 9);
+ENTRY_POINT(kavach_counter_stats, 0, 3);
+ENTRY_POINT(kavach_reload_counters, 0, 0);
 
 /* ---- keys ---- */
 
@@ -1252,8 +1252,8 @@ counter_end_subtransaction(bool commit, int level)
  * SQL: kavach_reload_counters().  The lock waits for every transaction that
  * holds a pin, and keeps others from pinning until this one ends.
  */
-Datum
-kavach_reload_counters(PG_FUNCTION_ARGS)
+static Datum
+kavach_reload_counters_checked(PG_FUNCTION_ARGS)
 {
 	Oid			ledger = ledger_oid();
 	int64		dropped = 0;
@@ -1304,8 +1304,8 @@ current_usage(ScopeKind scope, const char *id, PeriodKind period, TimestampTz ts
 }
 
 /* SQL: kavach.current_usage(scope, subject, period, committed) */
-Datum
-kavach_current_usage(PG_FUNCTION_ARGS)
+static Datum
+kavach_current_usage_checked(PG_FUNCTION_ARGS)
 {
 	ScopeKind	scope = scope_named(required_id_arg(fcinfo, 0, "scope"));
 	char	   *subject = scope == SCOPE_ALL ? NULL : required_id_arg(fcinfo, 1, "subject");
@@ -1372,8 +1372,8 @@ copy_entries(Oid ledger, long *count)
 }
 
 /* SQL: kavach.counters */
-Datum
-kavach_counters(PG_FUNCTION_ARGS)
+static Datum
+kavach_counters_checked(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	CounterEntry *copies;
@@ -1407,8 +1407,8 @@ kavach_counters(PG_FUNCTION_ARGS)
 }
 
 /* SQL: kavach.counter_stats */
-Datum
-kavach_counter_stats(PG_FUNCTION_ARGS)
+static Datum
+kavach_counter_stats_checked(PG_FUNCTION_ARGS)
 {
 	Datum		values[3];
 	bool		nulls[3] = {false};

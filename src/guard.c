@@ -52,8 +52,8 @@ static bool allow_drop = false;
 
 static object_access_hook_type previous_object_access = NULL;
 
-PG_FUNCTION_INFO_V1(kavach_refuse_change);
-PG_FUNCTION_INFO_V1(kavach_guard_ledger);
+ENTRY_POINT(kavach_refuse_change, 0, 0);
+ENTRY_POINT(kavach_guard_ledger, 0, 0);
 
 static void
 refuse_change(const char *table)
@@ -66,8 +66,8 @@ refuse_change(const char *table)
 }
 
 /* Trigger: refuses UPDATE, DELETE and TRUNCATE. */
-Datum
-kavach_refuse_change(PG_FUNCTION_ARGS)
+static Datum
+kavach_refuse_change_checked(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 
@@ -314,8 +314,8 @@ check_alter_table(const AlterTableStmt *statement)
 }
 
 /* Event trigger: runs before DROP and ALTER TABLE statements. */
-Datum
-kavach_guard_ledger(PG_FUNCTION_ARGS)
+static Datum
+kavach_guard_ledger_checked(PG_FUNCTION_ARGS)
 {
 	EventTriggerData *event = (EventTriggerData *) fcinfo->context;
 

@@ -136,7 +136,8 @@ extern Oid	ledger_oid(void);
 extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
 extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
-extern void query_execute(Statement *statement, Datum *values, const char *nulls);
+extern uint64 query_execute(Statement *statement, Datum *values, const char *nulls);
+extern void query_forget(Statement *statement);
 extern void query_avoid_scans(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
@@ -145,6 +146,24 @@ extern Datum query_datum(uint64 row, int column, bool *isnull);
 
 /* ---- argument.c: what callers hand in ---- */
 
+/*
+ * A function of C that SQL declares, with how many arguments, and columns of
+ * its answer (0 for a value that is no row).  SQL and library may be of
+ * different versions; then it fails before it looks at anything.  Its body is
+ * name_checked.
+ */
+#define ENTRY_POINT(name, nargs, ncolumns) \
+	PG_FUNCTION_INFO_V1(name); \
+	static Datum name##_checked(PG_FUNCTION_ARGS); \
+	Datum \
+	name(PG_FUNCTION_ARGS) \
+	{ \
+		check_declaration(fcinfo, nargs, ncolumns); \
+		return name##_checked(fcinfo); \
+	} \
+	extern Datum name(PG_FUNCTION_ARGS)
+
+extern void check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns);
 extern void check_id(const char *value, const char *name);
 extern void check_tokens(int64 tokens, const char *name);
 extern char *required_id_arg(FunctionCallInfo fcinfo, int argno, const char *name);
@@ -349,7 +368,7 @@ struct LedgerRow
 	const char *request_id;
 	Jsonb	   *metadata;
 
-	bool		own;			/* found: written by this transaction */
+	bool		own;			/* found by id: written by this transaction */
 };
 
 extern void ledger_define_settings(void);
@@ -387,6 +406,9 @@ typedef struct RowValues
 extern Size partition_shmem_size(void);
 extern void partition_shmem_startup(void);
 extern void partition_refresh(Oid ledger);
+extern bool partition_is_month(Oid relid);
+extern bool partition_is_heap(Oid ledger, TimestampTz ts);
+extern bool partition_has_attached(void);
 extern void partition_end_transaction(bool commit);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 extern void partition_announce(Oid ledger);

@@ -4,7 +4,8 @@
  *
  * Rows go straight into the month's partition (partition.c); where that is not
  * all that an INSERT would do (triggers, row security, ...), they go through a
- * prepared statement.
+ * prepared statement.  A trigger or rule that keeps the row out of the ledger
+ * makes the call fail: there is no decision without its row.
  *
  * Ids are UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction (its method
  * 3), then a counter, so that one backend's ids sort even within a
@@ -40,7 +41,7 @@ static const char *const kinds[] = {
 
 static int	request_retention = 7 * 24 * 60;	/* minutes */
 
-PG_FUNCTION_INFO_V1(kavach_uuid7_ts);
+ENTRY_POINT(kavach_uuid7_ts, 1, 0);
 
 void
 ledger_define_settings(void)
@@ -136,8 +137,8 @@ ledger_charged_at(const LedgerRow *row)
 }
 
 /* SQL: kavach.uuid7_ts(id) */
-Datum
-kavach_uuid7_ts(PG_FUNCTION_ARGS)
+static Datum
+kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(uuid7_ts(PG_GETARG_UUID_P(0)));
 }
@@ -256,7 +257,15 @@ insert_by_statement(const RowValues *row)
 		nulls[i] = row->isnull[i] ? 'n' : ' ';
 	}
 	query_begin(&owner);
-	query_execute(&insert_row, values, nulls);
+	if (query_execute(&insert_row, values, nulls) == 0)
+	{
+		/* a rule's plan may depend on no table, and outlive the rule */
+		query_forget(&insert_row);
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the row was not written into the ledger"),
+				 errdetail("A trigger or rule on kavach.audit_log, or on its partition, has left it out.")));
+	}
 	query_end(&owner);
 }
 
@@ -335,20 +344,29 @@ ledger_append(LedgerRow *row)
 
 /* ---- finding ---- */
 
-#define FOUND_COLUMNS \
+#define FOUND_COLUMNS(writer) \
 	"SELECT id, ts, kind, agent_id, user_id, tenant_id, action, resource, arguments," \
 	"       result, code, reason, policy_id," \
-	"       tokens_requested, min_tokens, tokens_cost, settles, request_id, xmin" \
+	"       tokens_requested, min_tokens, tokens_cost, settles, request_id, " writer \
 	"  FROM kavach.audit_log"
 
+#define BY_ID " WHERE id = $1 AND ts >= $2 AND ts < $3"
+
 static Statement find_by_id = {
-	.sql = FOUND_COLUMNS " WHERE id = $1 AND ts >= $2 AND ts < $3",
+	.sql = FOUND_COLUMNS("xmin") BY_ID,
+	.nargs = 3,
+	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+};
+
+/* in a partition without xmin */
+static Statement find_archived_by_id = {
+	.sql = FOUND_COLUMNS("NULL::xid") BY_ID,
 	.nargs = 3,
 	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
 };
 
 static Statement find_by_request = {
-	.sql = FOUND_COLUMNS
+	.sql = FOUND_COLUMNS("NULL::xid")
 	" WHERE agent_id = $1 AND kind = $2 AND request_id = $3 AND result = 'allowed' AND ts >= $4"
 	" ORDER BY id DESC LIMIT 1",
 	.nargs = 4,
@@ -356,7 +374,7 @@ static Statement find_by_request = {
 };
 
 static Statement find_by_settles = {
-	.sql = FOUND_COLUMNS " WHERE settles = $1 AND ts >= $2",
+	.sql = FOUND_COLUMNS("NULL::xid") " WHERE settles = $1 AND ts >= $2",
 	.nargs = 2,
 	.argtypes = {UUIDOID, TIMESTAMPTZOID},
 };
@@ -378,6 +396,7 @@ found_row(uint64 nrows)
 	LedgerRow  *row;
 	bool		isnull;
 	Datum		settles;
+	Datum		writer;
 
 	if (nrows == 0)
 		return NULL;
@@ -401,7 +420,8 @@ found_row(uint64 nrows)
 	settles = query_datum(0, 17, &isnull);
 	row->settles = isnull ? NULL : DatumGetUUIDP(settles);
 	row->request_id = query_text(0, 18);
-	row->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(query_datum(0, 19, &isnull)));
+	writer = query_datum(0, 19, &isnull);
+	row->own = !isnull && TransactionIdIsCurrentTransactionId(DatumGetTransactionId(writer));
 	return row;
 }
 
@@ -421,13 +441,14 @@ find_row(Statement *statement, Datum *values)
 LedgerRow *
 ledger_find(const pg_uuid_t *id)
 {
+	TimestampTz ts = uuid7_ts(id);
 	Datum		values[] = {
 		UUIDPGetDatum(id),
-		TimestampTzGetDatum(uuid7_ts(id)),
-		TimestampTzGetDatum(uuid7_ts(id) + 1000),
+		TimestampTzGetDatum(ts),
+		TimestampTzGetDatum(ts + 1000),
 	};
 
-	return find_row(&find_by_id, values);
+	return find_row(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 }
 
 /*

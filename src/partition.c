@@ -6,8 +6,10 @@
  * A missing partition is made by a worker, in a transaction of its own, and by
  * the call that needs it only where there is no worker (worker.c): then a
  * second caller waits for the first one's transaction, on a lock of ours.  Next
- * month's is made ahead, by a worker alone.  The parent carries no index; what a partition needs
- * is in partition_ddl.
+ * month's is made ahead, by a worker alone.  Whoever needs others, because rows
+ * are to come there by another way than calls, has them made with
+ * kavach_create_months.  The parent carries no index; what a partition needs is
+ * in partition_ddl.
  *
  * ATTACH locks the parent in a way that hinders nobody, so that a backend may
  * take in the invalidation that it sends just while it makes its list of
@@ -25,31 +27,41 @@
  * with its constraints checked, but what the executor prepares anew for every
  * statement is prepared once for a partition, and again after an invalidation
  * of it.  So only where nothing else is to be done: a plain heap with plain
- * B-tree indexes, without triggers on INSERT, row security, rules or generated
- * columns.
+ * B-tree indexes, without triggers on INSERT, row security, rules, generated
+ * columns, or columns of others that get a value of their own; and only with
+ * constraints and predicates made of the server's own immutable functions.  A
+ * function of somebody else's may be replaced, which invalidates no relation,
+ * and would run with the caller's rights and settings instead of the owner's.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
 
 #include "access/genam.h"
 #include "access/heapam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "partitioning/partbounds.h"
 #include "partitioning/partdesc.h"
 #include "port/atomics.h"
+#include "rewrite/rewriteHandler.h"
 #include "storage/lmgr.h"
 #include "storage/shmem.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -59,6 +71,9 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#define MAX_MONTHS	240			/* made at a time; each takes some ten locks */
 
 #define NUM_SLOTS	64
 #define SLOT		(MyDatabaseId % NUM_SLOTS)
@@ -69,6 +84,8 @@ typedef struct PartitionShared
 	pg_atomic_uint64 generations[NUM_SLOTS];	/* of attached partitions */
 	pg_atomic_uint64 tried[NUM_SLOTS];	/* when a next month was made last */
 } PartitionShared;
+
+ENTRY_POINT(kavach_create_months, 2, 0);
 
 static PartitionShared *shared = NULL;
 static uint64 seen_generation = 0;	/* that list and plans were made at */
@@ -113,6 +130,13 @@ partition_refresh(Oid ledger)
 	pg_read_barrier();
 	RelationCacheInvalidateEntry(ledger);
 	ResetPlanCache();
+}
+
+/* Whether this transaction has made partitions, which are others' at its commit. */
+bool
+partition_has_attached(void)
+{
+	return attached;
 }
 
 /* At the end of the transaction, before its counters are let go: nothing may fail. */
@@ -179,6 +203,67 @@ has_partition(Oid ledger_id, TimestampTz ts)
 	PartitionRange range;
 
 	return find_range(ledger_id, ts, &range);
+}
+
+/*
+ * Whether the rows of a time, if there are any, are in a heap: what archives
+ * them, a foreign table or another access method, may know of no xmin.
+ */
+bool
+partition_is_heap(Oid ledger_id, TimestampTz ts)
+{
+	PartitionRange range;
+	HeapTuple	tuple;
+	bool		is_heap;
+
+	if (!find_range(ledger_id, ts, &range))
+		return false;
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(range.relid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	is_heap = ((Form_pg_class) GETSTRUCT(tuple))->relkind == RELKIND_RELATION &&
+		((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID;
+	ReleaseSysCache(tuple);
+	return is_heap;
+}
+
+/* Whether a bound is a time; then bound is that. */
+static bool
+bound_time(List *bounds, TimestampTz *bound)
+{
+	PartitionRangeDatum *datum = linitial_node(PartitionRangeDatum, bounds);
+
+	if (datum->kind != PARTITION_RANGE_DATUM_VALUE)
+		return false;
+	*bound = DatumGetTimestampTz(castNode(Const, datum->value)->constvalue);
+	return true;
+}
+
+/* Whether a partition is one such as make_partition makes: a UTC month, in a heap. */
+bool
+partition_is_month(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool		is_month = false;
+	bool		isnull;
+	Datum		bound;
+	TimestampTz start;
+	TimestampTz end;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
+	if (!isnull && ((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID)
+	{
+		PartitionBoundSpec *spec = stringToNode(TextDatumGetCString(bound));
+
+		is_month = !spec->is_default &&
+			bound_time(spec->lowerdatums, &start) && bound_time(spec->upperdatums, &end) &&
+			start >= CLOCK_START && end <= CLOCK_END &&
+			start == period_start(PERIOD_MONTH, start) && end == period_end(PERIOD_MONTH, start);
+	}
+	ReleaseSysCache(tuple);
+	return is_month;
 }
 
 /* ---- making partitions ---- */
@@ -280,6 +365,82 @@ make_partition_here(Oid ledger_id, TimestampTz ts)
 	partition_refresh(ledger_id);
 	if (!has_partition(ledger_id, ts))
 		make_partition(ts);
+}
+
+/* The start of the UTC month of a date. */
+static TimestampTz
+month_arg(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be NULL", name)));
+	ts = PG_GETARG_DATEADT(argno) * USECS_PER_DAY;	/* wherever the session is */
+	if (DATE_NOT_FINITE(PG_GETARG_DATEADT(argno)) || ts < CLOCK_START || ts >= CLOCK_END)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("%s is out of range", name),
+				 errdetail("The ledger's months are those from 1970 to 9999.")));
+	return period_start(PERIOD_MONTH, ts);
+}
+
+static void
+check_months(TimestampTz first, TimestampTz last)
+{
+	int			count = 0;
+
+	if (first > last)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("first must not be after last")));
+	for (TimestampTz month = first; month <= last; month = period_end(PERIOD_MONTH, month))
+		if (++count > MAX_MONTHS)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("too many months"),
+					 errdetail("At most %d can be made at a time.", MAX_MONTHS),
+					 errhint("Make them in several transactions.")));
+}
+
+/* What stands in a part of the month only is an error of ATTACH's. */
+static bool
+has_month(Oid ledger_id, TimestampTz month)
+{
+	return has_partition(ledger_id, month) && has_partition(ledger_id, period_end(PERIOD_MONTH, month) - 1);
+}
+
+/*
+ * SQL: kavach_create_months(first, last)
+ *
+ * In the caller's transaction, which keeps others from making any; they wait
+ * for nothing else.
+ */
+static Datum
+kavach_create_months_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz month = month_arg(fcinfo, 0, "first");
+	TimestampTz last = month_arg(fcinfo, 1, "last");
+	int			made = 0;
+	Oid			ledger_id;
+
+	check_months(month, last);
+	PreventCommandIfReadOnly("kavach_create_months()");
+	PreventCommandIfParallelMode("kavach_create_months()");
+	ledger_begin();
+	ledger_id = ledger_oid();
+	lock_relation(ledger_id, ShareUpdateExclusiveLock);
+	partition_refresh(ledger_id);
+	for (; month <= last; month = period_end(PERIOD_MONTH, month))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (has_month(ledger_id, month))
+			continue;
+		make_partition(month);
+		made++;
+	}
+	PG_RETURN_INT32(made);
 }
 
 /* Has the worker make a month's partition and the next; LOCK_PARTITION is held. */
@@ -386,6 +547,40 @@ fires_on_insert(const TriggerDesc *triggers)
 		 triggers->trig_insert_before_statement || triggers->trig_insert_after_statement);
 }
 
+static bool
+is_others_function(Oid function, void *context)
+{
+	return function >= FirstUnpinnedObjectId;
+}
+
+static bool
+uses_others_code(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, CoerceToDomain) || check_functions_in_node(node, is_others_function, context))
+		return true;
+	return expression_tree_walker(node, uses_others_code, context);
+}
+
+/* An expression that is the same whoever evaluates it, and for good. */
+static bool
+can_be_kept(Node *expression)
+{
+	return !contain_mutable_functions(expression) && !uses_others_code(expression, NULL);
+}
+
+static bool
+has_plain_checks(TupleConstr *constr)
+{
+	for (int i = 0; constr != NULL && i < constr->num_check; i++)
+	{
+		if (!can_be_kept(stringToNode(constr->check[i].ccbin)))
+			return false;
+	}
+	return true;
+}
+
 /* An index whose entries are made from columns alone, and checked at once. */
 static bool
 is_plain_index(Oid relid)
@@ -396,7 +591,8 @@ is_plain_index(Oid relid)
 	plain = index->rd_rel->relam == BTREE_AM_OID &&
 		index->rd_index->indimmediate &&
 		!index->rd_index->indisexclusion &&
-		RelationGetIndexExpressions(index) == NIL;
+		RelationGetIndexExpressions(index) == NIL &&
+		can_be_kept((Node *) RelationGetIndexPredicate(index));
 	index_close(index, NoLock);
 	return plain;
 }
@@ -414,10 +610,42 @@ has_plain_indexes(Relation partition)
 	return true;
 }
 
+static bool
+is_written(const char *column)
+{
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+		if (strcmp(column, ledger_columns[i].name) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Whether an INSERT into the ledger would give columns a value that we do not:
+ * a default (of the column, its type, an identity), or what a domain makes of
+ * NULL, or of a value of ours.
+ */
+static bool
+fills_in_columns(Relation ledger)
+{
+	TupleDesc	desc = RelationGetDescr(ledger);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (column->attisdropped)
+			continue;
+		if (get_typtype(column->atttypid) == TYPTYPE_DOMAIN)
+			return true;
+		if (!is_written(NameStr(column->attname)) && build_column_default(ledger, column->attnum) != NULL)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Whether a row can go straight into the heap and its indexes: nothing that
- * an INSERT would do besides is there to be done.  A column of somebody else's
- * that has a default is, and so is anything on the parent.
+ * an INSERT would do besides is there to be done, for the parent neither.
  */
 static bool
 takes_rows_directly(Relation partition, Relation ledger)
@@ -431,7 +659,8 @@ takes_rows_directly(Relation partition, Relation ledger)
 		!partition->rd_rel->relhasrules && !ledger->rd_rel->relhasrules &&
 		!fires_on_insert(partition->trigdesc) && !fires_on_insert(ledger->trigdesc) &&
 		!compat_has_generated_columns(desc) &&
-		(desc->constr == NULL || desc->constr->num_defval <= 1) &&	/* batch */
+		!fills_in_columns(ledger) &&
+		has_plain_checks(desc->constr) &&
 		has_plain_indexes(partition);
 }
 
@@ -444,7 +673,8 @@ map_columns(Relation partition)
 	{
 		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), ledger_columns[i].name);
 
-		if (attnum == InvalidAttrNumber || TupleDescAttr(desc, attnum - 1)->atttypid != ledger_columns[i].type)
+		if (attnum == InvalidAttrNumber ||
+			getBaseType(TupleDescAttr(desc, attnum - 1)->atttypid) != ledger_columns[i].type)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of the ledger is not as kavach made it", ledger_columns[i].name)));
@@ -457,13 +687,14 @@ compile_checks(Relation partition)
 {
 	TupleConstr *constr = RelationGetDescr(partition)->constr;
 
-	target.nchecks = constr ? constr->num_check : 0;
-	target.checks = palloc(sizeof(ExprState *) * Max(target.nchecks, 1));
-	for (int i = 0; i < target.nchecks; i++)
+	target.nchecks = 0;
+	target.checks = palloc(sizeof(ExprState *) * (constr ? constr->num_check + 1 : 1));
+	for (int i = 0; constr != NULL && i < constr->num_check; i++)
 	{
 		Expr	   *check = stringToNode(constr->check[i].ccbin);
 
-		target.checks[i] = ExecInitExpr(expression_planner(check), NULL);
+		if (compat_is_enforced(&constr->check[i]))
+			target.checks[target.nchecks++] = ExecInitExpr(expression_planner(check), NULL);
 	}
 }
 
@@ -526,14 +757,18 @@ fulfils_constraints(TupleTableSlot *slot)
 	return true;
 }
 
-/* Says which constraint it is that a row does not fulfil. */
+/*
+ * Says which constraint it is that a row does not fulfil; and the row only to
+ * those who may read it, as there is no range table to say what a caller has
+ * given himself (so that its index is 0).
+ */
 static void
 report_constraint(Relation partition, TupleTableSlot *slot)
 {
 	EState	   *estate = CreateExecutorState();
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 
-	InitResultRelInfo(result, partition, 1, NULL, 0);
+	InitResultRelInfo(result, partition, 0, NULL, 0);
 	ExecConstraints(result, slot, estate);
 	FreeExecutorState(estate);
 }
@@ -574,7 +809,8 @@ find_target(Oid ledger_id, TimestampTz ts)
 	target.end = range.end;
 	target.direct = takes_rows_directly(partition, ledger);
 	map_columns(partition);
-	compile_target(partition);
+	if (target.direct)
+		compile_target(partition);
 	target.complete = true;
 	table_close(partition, NoLock);
 	table_close(ledger, NoLock);

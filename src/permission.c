@@ -24,7 +24,7 @@
 #include "utils/date.h"
 #include "utils/numeric.h"
 
-PG_FUNCTION_INFO_V1(kavach_check_permission);
+ENTRY_POINT(kavach_check_permission, 3, 0);
 
 typedef struct ConstraintKind
 {
@@ -655,8 +655,8 @@ check_constraints(Jsonb *constraints)
 }
 
 /* SQL: kavach.check_permission(resource, actions, constraints) */
-Datum
-kavach_check_permission(PG_FUNCTION_ARGS)
+static Datum
+kavach_check_permission_checked(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"resource", "actions", "constraints"};
 

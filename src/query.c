@@ -165,11 +165,21 @@ query_select(Statement *statement, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
-/* Runs an INSERT or UPDATE. */
-void
+/* Runs an INSERT or UPDATE and returns the number of rows. */
+uint64
 query_execute(Statement *statement, Datum *values, const char *nulls)
 {
 	run(statement, values, nulls, false);
+	return SPI_processed;
+}
+
+/* Has a statement prepared anew when it is run next. */
+void
+query_forget(Statement *statement)
+{
+	if (statement->plan != NULL)
+		SPI_freeplan(statement->plan);
+	statement->plan = NULL;
 }
 
 /*

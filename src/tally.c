@@ -11,9 +11,14 @@
  *
  * The agent's rows are found by the index on (agent_id, ts); user, tenant and
  * all agents take one pass together: over the rows of the hour or day, found by
- * the primary key as ids sort by time, or over whole months.  Nothing is summed
- * up while a partition lacks its primary key: a restore that is under way adds
- * it last.
+ * the primary key as ids sort by time, or over whole months.
+ *
+ * Nothing is summed up while a restore is under way.  What there is to see of
+ * one: it gives a table its indexes when the rows are in.  So a month such as
+ * kavach makes them, but without any, is being restored, and so is any table
+ * without, as long as pg_restore or a COPY into the ledger is at work.  Others
+ * are left as they are by those who made them: a default partition, say, or an
+ * archived month, which may be foreign, or no heap, and has no need of indexes.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -22,9 +27,23 @@
 #include "common/int.h"
 #include "utils/builtins.h"
 
-static Statement restore_under_way = {
-	.sql = "SELECT FROM pg_inherits p WHERE p.inhparent = 'kavach.audit_log'::regclass"
-	"  AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = p.inhrelid AND i.indisprimary)",
+#define BARE_PARTITIONS \
+	"  FROM pg_inherits p JOIN pg_class c ON c.oid = p.inhrelid" \
+	" WHERE p.inhparent = 'kavach.audit_log'::regclass AND c.relkind = 'r'" \
+	"   AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid)"
+
+static Statement bare_partitions = {
+	.sql = "SELECT c.oid, c.oid::regclass::text" BARE_PARTITIONS " ORDER BY 2",
+};
+
+/* A file that is a foreign table is read with COPY, too. */
+static Statement restoring_sessions = {
+	.sql = "SELECT FROM pg_stat_activity"
+	" WHERE datname = current_database() AND starts_with(application_name, 'pg_restore')"
+	" UNION ALL "
+	"SELECT FROM pg_stat_progress_copy"
+	" WHERE datname = current_database() AND command = 'COPY FROM'"
+	"   AND relid IN (SELECT 'kavach.audit_log'::regclass UNION ALL SELECT c.oid" BARE_PARTITIONS ")",
 };
 
 /*
@@ -86,14 +105,34 @@ static Statement tally_calls = {
 };
 
 static void
+refuse_restored(const char *partition, bool is_month)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the ledger is being restored"),
+			 errdetail("Its partition %s has no index yet.", partition),
+			 is_month ?
+			 errhint("Wait for the restore to end; if there is none: ALTER TABLE %s ADD PRIMARY KEY (id).", partition) :
+			 errhint("Wait for pg_restore, or COPY, to end.")));
+}
+
+static void
 refuse_during_restore(void)
 {
-	if (query_select(&restore_under_way, NULL, NULL) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the ledger is being restored"),
-				 errdetail("A partition of kavach.audit_log has no primary key yet."),
-				 errhint("Wait for the restore to end.")));
+	uint64		nrows = query_select(&bare_partitions, NULL, NULL);
+	char	   *partition = NULL;
+
+	for (uint64 row = 0; row < nrows; row++)
+	{
+		bool		isnull;
+		Oid			relid = DatumGetObjectId(query_datum(row, 1, &isnull));
+
+		partition = query_text(row, 2);
+		if (partition_is_month(relid))
+			refuse_restored(partition, true);
+	}
+	if (partition != NULL && query_select(&restoring_sessions, NULL, NULL) > 0)
+		refuse_restored(partition, false);
 }
 
 static void

@@ -67,11 +67,11 @@ commit_durably(void)
 static void
 refuse_prepare(void)
 {
-	if (wrote_ledger || catalog_has_changed())
+	if (wrote_ledger || catalog_has_changed() || partition_has_attached())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has called kavach"),
-				 errdetail("What it charges, or changes about agents, permissions and policies, takes effect when this session commits."),
+				 errdetail("What it charges, or changes about agents, permissions, policies and months, takes effect when this session commits."),
 				 errhint("Use COMMIT, or call kavach in a transaction of its own.")));
 }
 

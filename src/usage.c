@@ -24,8 +24,8 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 
-PG_FUNCTION_INFO_V1(kavach_record_usage);
-PG_FUNCTION_INFO_V1(kavach_adjust);
+ENTRY_POINT(kavach_record_usage, 5, 6);
+ENTRY_POINT(kavach_adjust, 4, 0);
 
 /* What the caller reports. */
 typedef struct Report
@@ -322,8 +322,8 @@ record(Report *report)
 }
 
 /* SQL: kavach_record_usage(...) */
-Datum
-kavach_record_usage(PG_FUNCTION_ARGS)
+static Datum
+kavach_record_usage_checked(PG_FUNCTION_ARGS)
 {
 	Report		report = {
 		.agent_id = required_id_arg(fcinfo, 0, "agent_id"),
@@ -387,8 +387,8 @@ adjust(LedgerRow *row)
 }
 
 /* SQL: kavach_adjust(agent_id, tokens, reason, request_id) */
-Datum
-kavach_adjust(PG_FUNCTION_ARGS)
+static Datum
+kavach_adjust_checked(PG_FUNCTION_ARGS)
 {
 	int64		tokens = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
 	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));

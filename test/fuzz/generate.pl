@@ -223,6 +223,7 @@ my %values = (
 	'timestamp with time zone' => sub {
 		return chance(0.5) ? sprintf("(fuzz.instant(%s)::timestamptz + '%d minutes')", number(), pick(0, 1, -1, 1440, -1440)) : pick(@times);
 	},
+	'date' => sub { literal(pick('2026-03-31', '2026-04-01', '2026-06-30', '1969-12-31', '9999-12-31', '10000-01-01', '4713-01-01 BC', 'infinity', '-infinity')) . '::date' },
 	'integer' => sub { pick(0, 1, -1, 2, 12, 13, 255, 2026, 9999, 10000, 2147483647, "'-2147483648'") },
 	'bigint' => sub { literal(pick(@big)) },
 	'numeric' => sub { literal(pick(@big, 'NaN', 'Infinity', '1e100')) },

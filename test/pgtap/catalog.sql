@@ -17,7 +17,7 @@ SELECT is(pg_get_function_arguments(oid), arguments, proname)
 SELECT results_eq(
   $$SELECT proname::text COLLATE "default" FROM member_function WHERE proname LIKE 'kavach\_%' ORDER BY proname::text COLLATE "C"$$,
   $$VALUES ('kavach_adjust'), ('kavach_authorize'), ('kavach_billing_report'), ('kavach_check_budget'), ('kavach_cost_by_agent'), ('kavach_cost_by_day'),
-           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_policy'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
+           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_months'), ('kavach_create_policy'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
            ('kavach_grant_permission'), ('kavach_grant_role'), ('kavach_query_audit'), ('kavach_record_usage'), ('kavach_reload_counters'), ('kavach_reset_policy'),
            ('kavach_restore_agent'), ('kavach_revoke_agent'), ('kavach_revoke_permission'), ('kavach_update_agent'), ('kavach_update_policy')$$,
   'the verbs');
