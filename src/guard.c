@@ -9,13 +9,25 @@
  * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
  * would drop it, one of its partitions, a column, a unique index (without
  * which a pg_restore --clean would double the rows) or one of those triggers,
- * be it DROP TABLE, DROP EXTENSION, DROP OWNED or a CASCADE from anywhere.  It
- * tells of a DETACH only at its end, and a concurrent one has committed half of
- * it by then, so that an event trigger looks at ALTER TABLE before it runs.  The
- * same trigger fires before every statement that can drop, and thereby loads
- * this library, and with it the hook, into a session that has called nothing of
- * kavach on a server that does not preload it.  Whoever means it sets
- * kavach.allow_drop.
+ * be it DROP TABLE, DROP EXTENSION, DROP OWNED or a CASCADE from anywhere.  A
+ * unique index may go while another does the same.  The hook tells of a DETACH
+ * only at its end, and a concurrent one has committed half of it by then, so
+ * that an event trigger looks at ALTER TABLE before it runs.  The same trigger
+ * fires before every statement that can drop, and thereby loads this library,
+ * and with it the hook, into a session that has called nothing of kavach on a
+ * server that does not preload it.  Whoever means it sets kavach.allow_drop.
+ *
+ * Definitions: pg_dump leaves what CREATE EXTENSION makes to CREATE EXTENSION.
+ * A column, an index or a constraint that somebody adds to the ledger or to
+ * another table of ours makes a restore fail, or is silently missing after it.
+ * So the event trigger refuses that (kavach.allow_alter lets it pass); what only
+ * tunes a table is let through.  A month's partition is no member of the
+ * extension, and dumped with all that it has.
+ *
+ * The hook runs in every database of a server that preloads kavach, for objects
+ * of everybody.  So it opens, scans and locks nothing before it knows that the
+ * extension is in this database and the object is the ledger's; and it relies
+ * on nothing to be visible yet, as it runs in the midst of commands.
  *
  * Caveats: DROP DATABASE, and a superuser who takes the triggers away, are not
  * hindered.  A pg_restore --clean over a ledger with rows is.  Without preload
@@ -35,11 +47,13 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -81,17 +95,30 @@ kavach_refuse_change(PG_FUNCTION_ARGS)
 
 /* ---- what belongs to the ledger, and whether there is anything to lose ---- */
 
+/* Whether the extension has made it. */
+static bool
+is_member(Oid class_id, Oid object_id)
+{
+	Oid			extension = get_extension_oid("kavach", true);
+
+	return OidIsValid(extension) && getExtensionOfObject(class_id, object_id) == extension;
+}
+
 /* By its name, or by the extension, where somebody has renamed it. */
 static bool
 is_ledger(Oid relid)
 {
-	Oid			extension;
+	return get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE &&
+		(relid == find_ledger() || is_member(RelationRelationId, relid));
+}
 
-	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
-		return false;
-	extension = get_extension_oid("kavach", true);
-	return OidIsValid(extension) &&
-		(relid == find_ledger() || getExtensionOfObject(RelationRelationId, relid) == extension);
+/* InvalidOid for one that is not attached yet, or no more. */
+static Oid
+parent_of(Oid relid)
+{
+	if (!get_rel_relispartition(relid) || !has_superclass(relid))
+		return InvalidOid;
+	return get_partition_parent(relid, true);
 }
 
 /*
@@ -101,8 +128,10 @@ is_ledger(Oid relid)
 static Oid
 ledger_of(Oid relid)
 {
-	while (get_rel_relispartition(relid))
-		relid = get_partition_parent(relid, true);
+	Oid			parent;
+
+	while (OidIsValid(parent = parent_of(relid)))
+		relid = parent;
 	return is_ledger(relid) ? relid : InvalidOid;
 }
 
@@ -140,7 +169,8 @@ table_of_guard(Oid trigger_id)
 	{
 		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (same_text(get_func_name(trigger->tgfoid), "refuse_change"))
+		if (same_text(get_func_name(trigger->tgfoid), "refuse_change") &&
+			is_member(ProcedureRelationId, trigger->tgfoid))
 			table = trigger->tgrelid;
 	}
 	systable_endscan(scan);
@@ -231,15 +261,32 @@ refuse_truncate(Oid relid)
 }
 
 /*
- * A partition comes or goes, and all its locks are held.  One that is coming
- * is empty or not marked as a partition yet; one that goes was looked at before
+ * A partition has come or gone, which cannot be seen yet, and all its locks are
+ * held: one that has gone still has a parent.  It was looked at before
  * (check_alter_table), but may have got its first row since.
  */
 static void
 refuse_late_detach(Oid relid)
 {
-	if (get_rel_relispartition(relid) && has_rows(relid))
+	if (OidIsValid(ledger_of(relid)) && has_rows(relid))
 		refuse_loss(relid);
+}
+
+/* Whether what happens to an object of this class may concern the ledger. */
+static bool
+is_watched(ObjectAccessType access, Oid class_id)
+{
+	switch (access)
+	{
+		case OAT_DROP:
+			return class_id == RelationRelationId || class_id == TriggerRelationId;
+		case OAT_TRUNCATE:
+			return class_id == RelationRelationId;
+		case OAT_POST_ALTER:
+			return class_id == InheritsRelationId;
+		default:
+			return false;
+	}
 }
 
 static void
@@ -247,14 +294,19 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 {
 	if (previous_object_access)
 		previous_object_access(access, class_id, object_id, sub_id, arg);
-	if (class_id == RelationRelationId && access == OAT_DROP)
-		refuse_drop(object_id);
-	else if (class_id == RelationRelationId && access == OAT_TRUNCATE)
+
+	/* pg_upgrade takes a database apart and together as it was */
+	if (!is_watched(access, class_id) || IsBinaryUpgrade ||
+		!OidIsValid(get_extension_oid("kavach", true)))
+		return;
+	if (access == OAT_TRUNCATE)
 		refuse_truncate(object_id);
-	else if (class_id == TriggerRelationId && access == OAT_DROP)
-		refuse_loss(table_of_guard(object_id));
-	else if (class_id == InheritsRelationId && access == OAT_POST_ALTER)
+	else if (access == OAT_POST_ALTER)
 		refuse_late_detach(object_id);
+	else if (class_id == TriggerRelationId)
+		refuse_loss(table_of_guard(object_id));
+	else
+		refuse_drop(object_id);
 }
 
 /* A ledger that a crash empties is none. */
@@ -272,7 +324,7 @@ refuse_unlogged(Oid relid)
 static void
 refuse_triggers_off(Oid relid)
 {
-	if (get_rel_namespace(relid) == get_namespace_oid("kavach", true))
+	if (is_member(RelationRelationId, relid) || OidIsValid(ledger_of(relid)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the triggers of table \"%s\" cannot be switched all together", get_rel_name(relid)),
