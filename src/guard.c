@@ -36,11 +36,13 @@
  */
 #include "kavach.h"
 
+#include "access/attmap.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/dependency.h"
+#include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/partition.h"
@@ -152,6 +154,69 @@ table_of_unique_index(Oid relid)
 	return table;
 }
 
+/* What is unique in every partition; unique indexes on anything else are not ours. */
+static bool
+is_key_of_ledger(Relation index)
+{
+	static const char *const keys[] = {"id", "settles", "agent_id,kind,request_id"};
+	StringInfoData columns;
+
+	initStringInfo(&columns);
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+	{
+		char	   *column = get_attname(index->rd_index->indrelid, index->rd_index->indkey.values[i], true);
+
+		appendStringInfo(&columns, "%s%s", i > 0 ? "," : "", column ? column : "");
+	}
+	for (int i = 0; i < (int) lengthof(keys); i++)
+	{
+		if (same_text(columns.data, keys[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Whether another index of the same table keeps unique what this one does. */
+static bool
+can_replace(Relation other, Relation index, Relation table)
+{
+	AttrMap    *same_columns = make_attrmap(RelationGetNumberOfAttributes(table));
+
+	for (int i = 0; i < same_columns->maplen; i++)
+		same_columns->attnums[i] = i + 1;
+	return other->rd_index->indisvalid &&
+		other->rd_index->indisready &&
+		other->rd_index->indimmediate &&
+		CompareIndexInfo(BuildIndexInfo(index), BuildIndexInfo(other),
+						 index->rd_indcollation, other->rd_indcollation,
+						 index->rd_opfamily, other->rd_opfamily,
+						 same_columns);
+}
+
+/* Whether the table would no more be as unique as the ledger needs it, without this index. */
+static bool
+is_last_of_its_kind(Oid table_id, Oid index_id)
+{
+	Relation	table = table_open(table_id, AccessShareLock);
+	Relation	index = index_open(index_id, AccessShareLock);
+	bool		last = is_key_of_ledger(index);
+	ListCell   *cell;
+
+	foreach(cell, RelationGetIndexList(table))
+	{
+		Relation	other;
+
+		if (!last || lfirst_oid(cell) == index_id)
+			continue;
+		other = index_open(lfirst_oid(cell), AccessShareLock);
+		last = !can_replace(other, index, table);
+		index_close(other, NoLock);
+	}
+	index_close(index, NoLock);
+	table_close(table, NoLock);
+	return last;
+}
+
 /* The table whose rows a trigger keeps; InvalidOid for a trigger of others. */
 static Oid
 table_of_guard(Oid trigger_id)
@@ -244,9 +309,16 @@ refuse_loss(Oid relid)
 static void
 refuse_drop(Oid relid)
 {
-	if (get_rel_relkind(relid) == RELKIND_INDEX)
-		relid = table_of_unique_index(relid);
-	refuse_loss(relid);
+	Oid			table;
+
+	if (get_rel_relkind(relid) != RELKIND_INDEX)
+	{
+		refuse_loss(relid);
+		return;
+	}
+	table = table_of_unique_index(relid);
+	if (OidIsValid(ledger_of(table)) && is_last_of_its_kind(table, relid))
+		refuse_loss(table);
 }
 
 /*
