@@ -45,10 +45,13 @@
 #include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/objectaddress.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "commands/event_trigger.h"
@@ -65,6 +68,7 @@
 #include "utils/syscache.h"
 
 static bool allow_drop = false;
+static bool allow_alter = false;
 
 static object_access_hook_type previous_object_access = NULL;
 
@@ -404,10 +408,95 @@ refuse_triggers_off(Oid relid)
 				 errhint("Switch triggers of your own by name; restore without --disable-triggers.")));
 }
 
+/* ---- what a dump would not hold ---- */
+
+static void
+report_alter(Oid class_id, Oid object_id, bool ledger)
+{
+	ObjectAddress object;
+
+	ObjectAddressSet(object, class_id, object_id);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot alter %s, as a dump would not hold the change", getObjectDescription(&object, false)),
+			 errdetail("pg_dump leaves to CREATE EXTENSION what kavach has made: a restore would fail, or come without the change."),
+			 ledger ? errhint("Indexes, constraints, triggers and policies of a month's partition are dumped: put it there. Or, as a superuser: SET kavach.allow_alter = on.") :
+			 errhint("Put what is yours into objects of your own. Or, as a superuser: SET kavach.allow_alter = on.")));
+}
+
+static void
+refuse_alter(Oid class_id, Oid object_id)
+{
+	if (!allow_alter && is_member(class_id, object_id))
+		report_alter(class_id, object_id,
+					 class_id == RelationRelationId && is_ledger(object_id));
+}
+
+/* The relation that a statement names, or the table of an index; or InvalidOid. */
+static Oid
+relation_named(const RangeVar *name)
+{
+	Oid			relid = RangeVarGetRelid(name, NoLock, true);
+	char		relkind = get_rel_relkind(relid);
+
+	if (relkind == RELKIND_INDEX || relkind == RELKIND_PARTITIONED_INDEX)
+		return IndexGetRelation(relid, true);
+	return relid;
+}
+
+static void
+refuse_alter_relation(const RangeVar *name)
+{
+	refuse_alter(RelationRelationId, relation_named(name));
+}
+
+static void
+refuse_alter_function(ObjectType type, Node *name)
+{
+	Relation	none = NULL;
+	ObjectAddress function = get_object_address(type, name, &none, AccessShareLock, true);
+
+	refuse_alter(function.classId, function.objectId);
+}
+
+/* Whether it tells how a table is kept, and not what it is. */
+static bool
+is_tuning(AlterTableType type)
+{
+	switch (type)
+	{
+		case AT_AttachPartition:
+		case AT_ChangeOwner:
+		case AT_ClusterOn:
+		case AT_DisableTrig:
+		case AT_DropCluster:
+		case AT_EnableAlwaysTrig:
+		case AT_EnableReplicaTrig:
+		case AT_EnableTrig:
+		case AT_ReplicaIdentity:
+		case AT_ResetOptions:
+		case AT_ResetRelOptions:
+		case AT_SetAccessMethod:
+		case AT_SetCompression:
+		case AT_SetLogged:
+		case AT_SetOptions:
+		case AT_SetRelOptions:
+		case AT_SetStatistics:
+		case AT_SetStorage:
+		case AT_SetTableSpace:
+		case AT_ValidateConstraint:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* ---- statements, before they run ---- */
+
 static void
 check_alter_table(const AlterTableStmt *statement)
 {
-	Oid			relid = RangeVarGetRelid(statement->relation, NoLock, true);
+	Oid			relid = relation_named(statement->relation);
 	ListCell   *cell;
 
 	if (!OidIsValid(relid))
@@ -424,6 +513,7 @@ check_alter_table(const AlterTableStmt *statement)
 				break;
 			case AT_SetUnLogged:
 				refuse_unlogged(relid);
+				refuse_alter(RelationRelationId, relid);
 				break;
 			case AT_DisableTrigAll:
 			case AT_DisableTrigUser:
@@ -432,12 +522,107 @@ check_alter_table(const AlterTableStmt *statement)
 				refuse_triggers_off(relid);
 				break;
 			default:
+				if (!is_tuning(command->subtype))
+					refuse_alter(RelationRelationId, relid);
 				break;
 		}
 	}
 }
 
-/* Event trigger: runs before DROP and ALTER TABLE statements. */
+/* A schema of that name need not be a member: CREATE EXTENSION kavach SCHEMA kavach. */
+static void
+check_rename(const RenameStmt *statement)
+{
+	if (statement->relation != NULL)
+		refuse_alter_relation(statement->relation);
+	else if (statement->renameType == OBJECT_FUNCTION || statement->renameType == OBJECT_ROUTINE)
+		refuse_alter_function(statement->renameType, statement->object);
+	else if (statement->renameType == OBJECT_SCHEMA && !allow_alter &&
+			 same_text(statement->subname, "kavach"))
+		report_alter(NamespaceRelationId, get_namespace_oid("kavach", false), false);
+}
+
+static void
+check_set_schema(const AlterObjectSchemaStmt *statement)
+{
+	if (statement->relation != NULL)
+		refuse_alter_relation(statement->relation);
+	else if (statement->objectType == OBJECT_FUNCTION || statement->objectType == OBJECT_ROUTINE)
+		refuse_alter_function(statement->objectType, statement->object);
+	else if (statement->objectType == OBJECT_EXTENSION && same_text(strVal(statement->object), "kavach"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("extension \"kavach\" does not support SET SCHEMA"),
+				 errdetail("Its tables and views stay in schema kavach."),
+				 errhint("Rename the schema that its functions are in: ALTER SCHEMA ... RENAME TO ....")));
+}
+
+/* ADD takes a table's rows out of dumps, DROP puts what CREATE EXTENSION makes into them. */
+static void
+check_members(const AlterExtensionContentsStmt *statement)
+{
+	if (!allow_alter && same_text(statement->extname, "kavach"))
+		report_alter(ExtensionRelationId, get_extension_oid("kavach", false), false);
+}
+
+static void
+check_statistics(const CreateStatsStmt *statement)
+{
+	ListCell   *cell;
+
+	foreach(cell, statement->relations)
+	{
+		if (IsA(lfirst(cell), RangeVar))
+			refuse_alter_relation(lfirst_node(RangeVar, cell));
+	}
+}
+
+static void
+check_statement(Node *statement)
+{
+	switch (nodeTag(statement))
+	{
+		case T_AlterTableStmt:
+			check_alter_table(castNode(AlterTableStmt, statement));
+			break;
+		case T_RenameStmt:
+			check_rename(castNode(RenameStmt, statement));
+			break;
+		case T_AlterObjectSchemaStmt:
+			check_set_schema(castNode(AlterObjectSchemaStmt, statement));
+			break;
+		case T_AlterExtensionContentsStmt:
+			check_members(castNode(AlterExtensionContentsStmt, statement));
+			break;
+		case T_IndexStmt:
+			refuse_alter_relation(castNode(IndexStmt, statement)->relation);
+			break;
+		case T_CreateTrigStmt:
+			refuse_alter_relation(castNode(CreateTrigStmt, statement)->relation);
+			break;
+		case T_CreatePolicyStmt:
+			refuse_alter_relation(castNode(CreatePolicyStmt, statement)->table);
+			break;
+		case T_RuleStmt:
+			refuse_alter_relation(castNode(RuleStmt, statement)->relation);
+			break;
+		case T_CreateStatsStmt:
+			check_statistics(castNode(CreateStatsStmt, statement));
+			break;
+		default:
+			break;
+	}
+}
+
+/* Whether the statement is one of CREATE or ALTER EXTENSION kavach, or pg_upgrade's. */
+static bool
+is_our_own(void)
+{
+	return IsBinaryUpgrade ||
+		(creating_extension && CurrentExtensionObject == get_extension_oid("kavach", true));
+}
+
+/* Event trigger: runs before statements that may drop or alter something of ours. */
 Datum
 kavach_guard_ledger(PG_FUNCTION_ARGS)
 {
@@ -447,8 +632,8 @@ kavach_guard_ledger(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("kavach.guard_ledger() must be called as an event trigger")));
-	if (IsA(event->parsetree, AlterTableStmt))
-		check_alter_table(castNode(AlterTableStmt, event->parsetree));
+	if (!is_our_own())
+		check_statement(event->parsetree);
 	PG_RETURN_NULL();
 }
 
@@ -459,6 +644,14 @@ guard_install(void)
 							 "Lets statements drop or detach the ledger's tables while it holds rows.",
 							 NULL,
 							 &allow_drop,
+							 false,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("kavach.allow_alter",
+							 "Lets statements change what kavach has made in ways that a dump does not hold.",
+							 NULL,
+							 &allow_alter,
 							 false,
 							 PGC_SUSET,
 							 0,

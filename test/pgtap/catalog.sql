@@ -61,6 +61,7 @@ CREATE FUNCTION public.kavach_body(text) RETURNS boolean LANGUAGE sql RETURN $1 
 CREATE FUNCTION pg_catalog.kavach_lost() RETURNS boolean LANGUAGE sql RETURN true;
 COMMENT ON FUNCTION kavach_body(text) IS 'x';
 COMMENT ON FUNCTION kavach_lost() IS 'x';
+SET LOCAL kavach.allow_alter = on;
 ALTER EXTENSION kavach ADD FUNCTION public.kavach_body(text);
 ALTER EXTENSION kavach ADD FUNCTION pg_catalog.kavach_lost();
 REVOKE ALL ON FUNCTION public.kavach_body(text), pg_catalog.kavach_lost() FROM PUBLIC;

@@ -57,6 +57,7 @@ $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'kept' ], 'and is dumped');
 
 $node->safe_psql('kept', q{
 	CREATE DOMAIN app.note AS text;
+	SET kavach.allow_alter = on;
 	ALTER TABLE kavach.audit_log ADD COLUMN note app.note;
 	CREATE DATABASE other});
 my @drops = (
@@ -72,13 +73,13 @@ my @drops = (
 	'ALTER TABLE kavach.audit_log_2026_03 DROP CONSTRAINT audit_log_2026_03_pkey',
 	'DROP TRIGGER append_only_truncate ON kavach.audit_log_2026_03',
 	'DROP TRIGGER append_only ON kavach.audit_log',
-	'BEGIN; ALTER SCHEMA kavach RENAME TO other; DROP EXTENSION kavach CASCADE',
-	'BEGIN; ALTER TABLE kavach.audit_log RENAME TO other; DROP TABLE kavach.audit_log_2026_03',
-	'BEGIN; ALTER EXTENSION kavach DROP TABLE kavach.audit_log; DROP TABLE kavach.audit_log CASCADE',
+	'SET kavach.allow_alter = on; BEGIN; ALTER SCHEMA kavach RENAME TO other; DROP EXTENSION kavach CASCADE',
+	'SET kavach.allow_alter = on; BEGIN; ALTER TABLE kavach.audit_log RENAME TO other; DROP TABLE kavach.audit_log_2026_03',
+	'SET kavach.allow_alter = on; BEGIN; ALTER EXTENSION kavach DROP TABLE kavach.audit_log; DROP TABLE kavach.audit_log CASCADE',
 	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03',
 	'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_04',
 	q{DO $$ BEGIN EXECUTE 'ALTER TABLE kavach.audit_log DETACH PARTITION kavach.audit_log_2026_03'; END $$},
-	'ALTER TABLE kavach.audit_log DROP COLUMN tokens_cost CASCADE',
+	'SET kavach.allow_alter = on; ALTER TABLE kavach.audit_log DROP COLUMN tokens_cost CASCADE',
 	'ALTER TABLE kavach.audit_log_2026_03 SET UNLOGGED');
 my @changes = ('UPDATE kavach.ledger SET tokens_cost = 0',
 	'INSERT INTO kavach.audit_log_2026_03 SELECT * FROM kavach.audit_log ON CONFLICT (id) DO UPDATE SET tokens_cost = 0');
