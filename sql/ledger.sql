@@ -105,18 +105,21 @@ LANGUAGE c
 AS 'MODULE_PATHNAME', 'kavach_guard_ledger';
 
 COMMENT ON FUNCTION kavach.guard_ledger() IS
-  'Event trigger: the ledger''s tables are not dropped or detached while it holds rows. Error 42501, unless kavach.allow_drop is on.';
+  'Event trigger: the ledger''s tables are not dropped or detached while it holds rows, and what kavach has made is not altered so that a dump lacks it. Error 42501, unless kavach.allow_drop or kavach.allow_alter is on.';
 
--- Whatever may drop the ledger, by CASCADE too: src/guard.c has how.
+-- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/guard.c has how.
 CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
-  WHEN TAG IN ('ALTER TABLE', 'DROP ACCESS METHOD', 'DROP COLLATION', 'DROP DOMAIN', 'DROP EXTENSION',
+  WHEN TAG IN ('ALTER EXTENSION', 'ALTER FUNCTION', 'ALTER INDEX', 'ALTER POLICY', 'ALTER ROUTINE', 'ALTER RULE',
+               'ALTER SCHEMA', 'ALTER SEQUENCE', 'ALTER TABLE', 'ALTER TRIGGER', 'ALTER VIEW',
+               'CREATE INDEX', 'CREATE POLICY', 'CREATE RULE', 'CREATE STATISTICS', 'CREATE TRIGGER',
+               'DROP ACCESS METHOD', 'DROP COLLATION', 'DROP DOMAIN', 'DROP EXTENSION',
                'DROP FOREIGN DATA WRAPPER', 'DROP FOREIGN TABLE', 'DROP FUNCTION', 'DROP INDEX', 'DROP LANGUAGE',
                'DROP MATERIALIZED VIEW', 'DROP OWNED', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP SEQUENCE', 'DROP SERVER',
                'DROP TABLE', 'DROP TRIGGER', 'DROP TYPE', 'DROP VIEW')
   EXECUTE FUNCTION kavach.guard_ledger();
 ALTER EVENT TRIGGER kavach_guard_ledger ENABLE ALWAYS;
 
-COMMENT ON EVENT TRIGGER kavach_guard_ledger IS 'Keeps the ledger''s tables from being dropped or detached while it holds rows.';
+COMMENT ON EVENT TRIGGER kavach_guard_ledger IS 'Keeps the ledger''s tables from being dropped or detached while it holds rows, and what kavach has made as a dump has it.';
 
 CREATE FUNCTION @extschema@.kavach_create_months(first date, last date)
 RETURNS int

@@ -85,6 +85,16 @@ COMMENT ON FUNCTION @extschema@.kavach_revoke_permission(bigint) IS
 'Takes a permission away: true if it was there. The ledger goes on naming it in permission_id.
 Errors: 22004 NULL.';
 
+CREATE FUNCTION kavach.grant_permission(agent_id text, resource text, actions text[], constraints jsonb)
+RETURNS bigint
+LANGUAGE sql
+BEGIN ATOMIC
+  SELECT @extschema@.kavach_grant_permission(agent_id, resource, actions, constraints);
+END;
+
+COMMENT ON FUNCTION kavach.grant_permission(text, text, text[], jsonb) IS
+  'kavach_grant_permission, for bodies: whatever the schema that it is in is called by now.';
+
 CREATE FUNCTION kavach.grant_permissions(agent_id text, permissions jsonb)
 RETURNS bigint
 LANGUAGE plpgsql
@@ -118,7 +128,7 @@ BEGIN
                 DETAIL = 'A permission has resource, actions and constraints.';
       END IF;
     END LOOP;
-    PERFORM @extschema@.kavach_grant_permission(
+    PERFORM kavach.grant_permission(
       agent_id,
       permission ->> 'resource',
       ARRAY(SELECT jsonb_array_elements_text(permission -> 'actions')),

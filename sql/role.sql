@@ -47,7 +47,7 @@ BEGIN
     SELECT format('USAGE ON SCHEMA %I', n.nspname) AS privilege,
            has_schema_privilege(role, n.oid, 'USAGE') AS held
       FROM pg_namespace n
-     WHERE n.oid = '@extschema@'::regnamespace OR (n.nspname = 'kavach' AND access <> 'app')
+     WHERE n.oid = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'kavach') OR (n.nspname = 'kavach' AND access <> 'app')
      UNION ALL
     SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure),
            has_function_privilege(role, p.oid, 'EXECUTE')

@@ -3,6 +3,8 @@
 --   checks that every verb makes of its arguments.
 --
 -- Verbs go into the schema that CREATE EXTENSION names, nouns into "kavach".
+-- That one may be "kavach" as well, and be renamed otherwise: so no body has its
+-- name in it.
 -- Every name is qualified, and what others have put into that schema is out of
 -- sight while the script runs: it runs as superuser.
 -- Nothing is executable by PUBLIC: the last part (role.sql) takes that away.
@@ -11,10 +13,28 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
-CREATE SCHEMA kavach;
-
-COMMENT ON SCHEMA kavach IS
-  'What kavach stores and reports: agents, permissions, budgets and the ledger. The verbs are the functions kavach_*.';
+-- CREATE EXTENSION ... SCHEMA kavach needs one that is there, and then it is no member: a dump has to
+-- make it before the extension. Who owns it can put functions beside ours.
+DO $$
+BEGIN
+  IF '@extschema@' <> 'kavach' THEN
+    IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'kavach') THEN
+      RAISE EXCEPTION 'schema "kavach" already exists'
+        USING ERRCODE = 'duplicate_schema',
+              DETAIL = 'The tables and views of kavach go into a schema of that name.',
+              HINT = 'Drop or rename it; or have everything in it, functions too: CREATE EXTENSION kavach SCHEMA kavach.';
+    END IF;
+    CREATE SCHEMA kavach;
+    COMMENT ON SCHEMA kavach IS
+      'What kavach stores and reports: agents, permissions, budgets and the ledger. The verbs are the functions kavach_*.';
+  ELSIF NOT (SELECT r.rolsuper FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner WHERE n.nspname = 'kavach') THEN
+    RAISE EXCEPTION 'schema "kavach" must be owned by a superuser'
+      USING ERRCODE = 'insufficient_privilege',
+            DETAIL = 'Its owner could have kavach run functions of his own with the rights of a superuser.',
+            HINT = 'ALTER SCHEMA kavach OWNER TO CURRENT_USER.';
+  END IF;
+END
+$$;
 
 CREATE FUNCTION kavach.clock_now()
 RETURNS timestamptz

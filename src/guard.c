@@ -9,13 +9,25 @@
  * Tables: as long as the ledger holds rows, object_access_hook refuses whatever
  * would drop it, one of its partitions, a column, a unique index (without
  * which a pg_restore --clean would double the rows) or one of those triggers,
- * be it DROP TABLE, DROP EXTENSION, DROP OWNED or a CASCADE from anywhere.  It
- * tells of a DETACH only at its end, and a concurrent one has committed half of
- * it by then, so that an event trigger looks at ALTER TABLE before it runs.  The
- * same trigger fires before every statement that can drop, and thereby loads
- * this library, and with it the hook, into a session that has called nothing of
- * kavach on a server that does not preload it.  Whoever means it sets
- * kavach.allow_drop.
+ * be it DROP TABLE, DROP EXTENSION, DROP OWNED or a CASCADE from anywhere.  A
+ * unique index may go while another does the same.  The hook tells of a DETACH
+ * only at its end, and a concurrent one has committed half of it by then, so
+ * that an event trigger looks at ALTER TABLE before it runs.  The same trigger
+ * fires before every statement that can drop, and thereby loads this library,
+ * and with it the hook, into a session that has called nothing of kavach on a
+ * server that does not preload it.  Whoever means it sets kavach.allow_drop.
+ *
+ * Definitions: pg_dump leaves what CREATE EXTENSION makes to CREATE EXTENSION.
+ * A column, an index or a constraint that somebody adds to the ledger or to
+ * another table of ours makes a restore fail, or is silently missing after it.
+ * So the event trigger refuses that (kavach.allow_alter lets it pass); what only
+ * tunes a table is let through.  A month's partition is no member of the
+ * extension, and dumped with all that it has.
+ *
+ * The hook runs in every database of a server that preloads kavach, for objects
+ * of everybody.  So it opens, scans and locks nothing before it knows that the
+ * extension is in this database and the object is the ledger's; and it relies
+ * on nothing to be visible yet, as it runs in the midst of commands.
  *
  * Caveats: DROP DATABASE, and a superuser who takes the triggers away, are not
  * hindered.  A pg_restore --clean over a ledger with rows is.  Without preload
@@ -24,22 +36,29 @@
  */
 #include "kavach.h"
 
+#include "access/attmap.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/dependency.h"
+#include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/objectaddress.h"
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
 #include "compat.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -49,6 +68,7 @@
 #include "utils/syscache.h"
 
 static bool allow_drop = false;
+static bool allow_alter = false;
 
 static object_access_hook_type previous_object_access = NULL;
 
@@ -81,17 +101,30 @@ kavach_refuse_change_checked(PG_FUNCTION_ARGS)
 
 /* ---- what belongs to the ledger, and whether there is anything to lose ---- */
 
+/* Whether the extension has made it. */
+static bool
+is_member(Oid class_id, Oid object_id)
+{
+	Oid			extension = get_extension_oid("kavach", true);
+
+	return OidIsValid(extension) && getExtensionOfObject(class_id, object_id) == extension;
+}
+
 /* By its name, or by the extension, where somebody has renamed it. */
 static bool
 is_ledger(Oid relid)
 {
-	Oid			extension;
+	return get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE &&
+		(relid == find_ledger() || is_member(RelationRelationId, relid));
+}
 
-	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
-		return false;
-	extension = get_extension_oid("kavach", true);
-	return OidIsValid(extension) &&
-		(relid == find_ledger() || getExtensionOfObject(RelationRelationId, relid) == extension);
+/* InvalidOid for one that is not attached yet, or no more. */
+static Oid
+parent_of(Oid relid)
+{
+	if (!get_rel_relispartition(relid) || !has_superclass(relid))
+		return InvalidOid;
+	return get_partition_parent(relid, true);
 }
 
 /*
@@ -101,8 +134,10 @@ is_ledger(Oid relid)
 static Oid
 ledger_of(Oid relid)
 {
-	while (get_rel_relispartition(relid))
-		relid = get_partition_parent(relid, true);
+	Oid			parent;
+
+	while (OidIsValid(parent = parent_of(relid)))
+		relid = parent;
 	return is_ledger(relid) ? relid : InvalidOid;
 }
 
@@ -123,6 +158,69 @@ table_of_unique_index(Oid relid)
 	return table;
 }
 
+/* What is unique in every partition; unique indexes on anything else are not ours. */
+static bool
+is_key_of_ledger(Relation index)
+{
+	static const char *const keys[] = {"id", "settles", "agent_id,kind,request_id"};
+	StringInfoData columns;
+
+	initStringInfo(&columns);
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+	{
+		char	   *column = get_attname(index->rd_index->indrelid, index->rd_index->indkey.values[i], true);
+
+		appendStringInfo(&columns, "%s%s", i > 0 ? "," : "", column ? column : "");
+	}
+	for (int i = 0; i < (int) lengthof(keys); i++)
+	{
+		if (same_text(columns.data, keys[i]))
+			return true;
+	}
+	return false;
+}
+
+/* Whether another index of the same table keeps unique what this one does. */
+static bool
+can_replace(Relation other, Relation index, Relation table)
+{
+	AttrMap    *same_columns = make_attrmap(RelationGetNumberOfAttributes(table));
+
+	for (int i = 0; i < same_columns->maplen; i++)
+		same_columns->attnums[i] = i + 1;
+	return other->rd_index->indisvalid &&
+		other->rd_index->indisready &&
+		other->rd_index->indimmediate &&
+		CompareIndexInfo(BuildIndexInfo(index), BuildIndexInfo(other),
+						 index->rd_indcollation, other->rd_indcollation,
+						 index->rd_opfamily, other->rd_opfamily,
+						 same_columns);
+}
+
+/* Whether the table would no more be as unique as the ledger needs it, without this index. */
+static bool
+is_last_of_its_kind(Oid table_id, Oid index_id)
+{
+	Relation	table = table_open(table_id, AccessShareLock);
+	Relation	index = index_open(index_id, AccessShareLock);
+	bool		last = is_key_of_ledger(index);
+	ListCell   *cell;
+
+	foreach(cell, RelationGetIndexList(table))
+	{
+		Relation	other;
+
+		if (!last || lfirst_oid(cell) == index_id)
+			continue;
+		other = index_open(lfirst_oid(cell), AccessShareLock);
+		last = !can_replace(other, index, table);
+		index_close(other, NoLock);
+	}
+	index_close(index, NoLock);
+	table_close(table, NoLock);
+	return last;
+}
+
 /* The table whose rows a trigger keeps; InvalidOid for a trigger of others. */
 static Oid
 table_of_guard(Oid trigger_id)
@@ -140,7 +238,8 @@ table_of_guard(Oid trigger_id)
 	{
 		Form_pg_trigger trigger = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (same_text(get_func_name(trigger->tgfoid), "refuse_change"))
+		if (same_text(get_func_name(trigger->tgfoid), "refuse_change") &&
+			is_member(ProcedureRelationId, trigger->tgfoid))
 			table = trigger->tgrelid;
 	}
 	systable_endscan(scan);
@@ -214,9 +313,16 @@ refuse_loss(Oid relid)
 static void
 refuse_drop(Oid relid)
 {
-	if (get_rel_relkind(relid) == RELKIND_INDEX)
-		relid = table_of_unique_index(relid);
-	refuse_loss(relid);
+	Oid			table;
+
+	if (get_rel_relkind(relid) != RELKIND_INDEX)
+	{
+		refuse_loss(relid);
+		return;
+	}
+	table = table_of_unique_index(relid);
+	if (OidIsValid(ledger_of(table)) && is_last_of_its_kind(table, relid))
+		refuse_loss(table);
 }
 
 /*
@@ -231,15 +337,32 @@ refuse_truncate(Oid relid)
 }
 
 /*
- * A partition comes or goes, and all its locks are held.  One that is coming
- * is empty or not marked as a partition yet; one that goes was looked at before
+ * A partition has come or gone, which cannot be seen yet, and all its locks are
+ * held: one that has gone still has a parent.  It was looked at before
  * (check_alter_table), but may have got its first row since.
  */
 static void
 refuse_late_detach(Oid relid)
 {
-	if (get_rel_relispartition(relid) && has_rows(relid))
+	if (OidIsValid(ledger_of(relid)) && has_rows(relid))
 		refuse_loss(relid);
+}
+
+/* Whether what happens to an object of this class may concern the ledger. */
+static bool
+is_watched(ObjectAccessType access, Oid class_id)
+{
+	switch (access)
+	{
+		case OAT_DROP:
+			return class_id == RelationRelationId || class_id == TriggerRelationId;
+		case OAT_TRUNCATE:
+			return class_id == RelationRelationId;
+		case OAT_POST_ALTER:
+			return class_id == InheritsRelationId;
+		default:
+			return false;
+	}
 }
 
 static void
@@ -247,14 +370,19 @@ at_object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_i
 {
 	if (previous_object_access)
 		previous_object_access(access, class_id, object_id, sub_id, arg);
-	if (class_id == RelationRelationId && access == OAT_DROP)
-		refuse_drop(object_id);
-	else if (class_id == RelationRelationId && access == OAT_TRUNCATE)
+
+	/* pg_upgrade takes a database apart and together as it was */
+	if (!is_watched(access, class_id) || IsBinaryUpgrade ||
+		!OidIsValid(get_extension_oid("kavach", true)))
+		return;
+	if (access == OAT_TRUNCATE)
 		refuse_truncate(object_id);
-	else if (class_id == TriggerRelationId && access == OAT_DROP)
-		refuse_loss(table_of_guard(object_id));
-	else if (class_id == InheritsRelationId && access == OAT_POST_ALTER)
+	else if (access == OAT_POST_ALTER)
 		refuse_late_detach(object_id);
+	else if (class_id == TriggerRelationId)
+		refuse_loss(table_of_guard(object_id));
+	else
+		refuse_drop(object_id);
 }
 
 /* A ledger that a crash empties is none. */
@@ -272,7 +400,7 @@ refuse_unlogged(Oid relid)
 static void
 refuse_triggers_off(Oid relid)
 {
-	if (get_rel_namespace(relid) == get_namespace_oid("kavach", true))
+	if (is_member(RelationRelationId, relid) || OidIsValid(ledger_of(relid)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the triggers of table \"%s\" cannot be switched all together", get_rel_name(relid)),
@@ -280,10 +408,95 @@ refuse_triggers_off(Oid relid)
 				 errhint("Switch triggers of your own by name; restore without --disable-triggers.")));
 }
 
+/* ---- what a dump would not hold ---- */
+
+static void
+report_alter(Oid class_id, Oid object_id, bool ledger)
+{
+	ObjectAddress object;
+
+	ObjectAddressSet(object, class_id, object_id);
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("cannot alter %s, as a dump would not hold the change", getObjectDescription(&object, false)),
+			 errdetail("pg_dump leaves to CREATE EXTENSION what kavach has made: a restore would fail, or come without the change."),
+			 ledger ? errhint("Indexes, constraints, triggers and policies of a month's partition are dumped: put it there. Or, as a superuser: SET kavach.allow_alter = on.") :
+			 errhint("Put what is yours into objects of your own. Or, as a superuser: SET kavach.allow_alter = on.")));
+}
+
+static void
+refuse_alter(Oid class_id, Oid object_id)
+{
+	if (!allow_alter && is_member(class_id, object_id))
+		report_alter(class_id, object_id,
+					 class_id == RelationRelationId && is_ledger(object_id));
+}
+
+/* The relation that a statement names, or the table of an index; or InvalidOid. */
+static Oid
+relation_named(const RangeVar *name)
+{
+	Oid			relid = RangeVarGetRelid(name, NoLock, true);
+	char		relkind = get_rel_relkind(relid);
+
+	if (relkind == RELKIND_INDEX || relkind == RELKIND_PARTITIONED_INDEX)
+		return IndexGetRelation(relid, true);
+	return relid;
+}
+
+static void
+refuse_alter_relation(const RangeVar *name)
+{
+	refuse_alter(RelationRelationId, relation_named(name));
+}
+
+static void
+refuse_alter_function(ObjectType type, Node *name)
+{
+	Relation	none = NULL;
+	ObjectAddress function = get_object_address(type, name, &none, AccessShareLock, true);
+
+	refuse_alter(function.classId, function.objectId);
+}
+
+/* Whether it tells how a table is kept, and not what it is. */
+static bool
+is_tuning(AlterTableType type)
+{
+	switch (type)
+	{
+		case AT_AttachPartition:
+		case AT_ChangeOwner:
+		case AT_ClusterOn:
+		case AT_DisableTrig:
+		case AT_DropCluster:
+		case AT_EnableAlwaysTrig:
+		case AT_EnableReplicaTrig:
+		case AT_EnableTrig:
+		case AT_ReplicaIdentity:
+		case AT_ResetOptions:
+		case AT_ResetRelOptions:
+		case AT_SetAccessMethod:
+		case AT_SetCompression:
+		case AT_SetLogged:
+		case AT_SetOptions:
+		case AT_SetRelOptions:
+		case AT_SetStatistics:
+		case AT_SetStorage:
+		case AT_SetTableSpace:
+		case AT_ValidateConstraint:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* ---- statements, before they run ---- */
+
 static void
 check_alter_table(const AlterTableStmt *statement)
 {
-	Oid			relid = RangeVarGetRelid(statement->relation, NoLock, true);
+	Oid			relid = relation_named(statement->relation);
 	ListCell   *cell;
 
 	if (!OidIsValid(relid))
@@ -300,6 +513,7 @@ check_alter_table(const AlterTableStmt *statement)
 				break;
 			case AT_SetUnLogged:
 				refuse_unlogged(relid);
+				refuse_alter(RelationRelationId, relid);
 				break;
 			case AT_DisableTrigAll:
 			case AT_DisableTrigUser:
@@ -308,12 +522,107 @@ check_alter_table(const AlterTableStmt *statement)
 				refuse_triggers_off(relid);
 				break;
 			default:
+				if (!is_tuning(command->subtype))
+					refuse_alter(RelationRelationId, relid);
 				break;
 		}
 	}
 }
 
-/* Event trigger: runs before DROP and ALTER TABLE statements. */
+/* A schema of that name need not be a member: CREATE EXTENSION kavach SCHEMA kavach. */
+static void
+check_rename(const RenameStmt *statement)
+{
+	if (statement->relation != NULL)
+		refuse_alter_relation(statement->relation);
+	else if (statement->renameType == OBJECT_FUNCTION || statement->renameType == OBJECT_ROUTINE)
+		refuse_alter_function(statement->renameType, statement->object);
+	else if (statement->renameType == OBJECT_SCHEMA && !allow_alter &&
+			 same_text(statement->subname, "kavach"))
+		report_alter(NamespaceRelationId, get_namespace_oid("kavach", false), false);
+}
+
+static void
+check_set_schema(const AlterObjectSchemaStmt *statement)
+{
+	if (statement->relation != NULL)
+		refuse_alter_relation(statement->relation);
+	else if (statement->objectType == OBJECT_FUNCTION || statement->objectType == OBJECT_ROUTINE)
+		refuse_alter_function(statement->objectType, statement->object);
+	else if (statement->objectType == OBJECT_EXTENSION && same_text(strVal(statement->object), "kavach"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("extension \"kavach\" does not support SET SCHEMA"),
+				 errdetail("Its tables and views stay in schema kavach."),
+				 errhint("Rename the schema that its functions are in: ALTER SCHEMA ... RENAME TO ....")));
+}
+
+/* ADD takes a table's rows out of dumps, DROP puts what CREATE EXTENSION makes into them. */
+static void
+check_members(const AlterExtensionContentsStmt *statement)
+{
+	if (!allow_alter && same_text(statement->extname, "kavach"))
+		report_alter(ExtensionRelationId, get_extension_oid("kavach", false), false);
+}
+
+static void
+check_statistics(const CreateStatsStmt *statement)
+{
+	ListCell   *cell;
+
+	foreach(cell, statement->relations)
+	{
+		if (IsA(lfirst(cell), RangeVar))
+			refuse_alter_relation(lfirst_node(RangeVar, cell));
+	}
+}
+
+static void
+check_statement(Node *statement)
+{
+	switch (nodeTag(statement))
+	{
+		case T_AlterTableStmt:
+			check_alter_table(castNode(AlterTableStmt, statement));
+			break;
+		case T_RenameStmt:
+			check_rename(castNode(RenameStmt, statement));
+			break;
+		case T_AlterObjectSchemaStmt:
+			check_set_schema(castNode(AlterObjectSchemaStmt, statement));
+			break;
+		case T_AlterExtensionContentsStmt:
+			check_members(castNode(AlterExtensionContentsStmt, statement));
+			break;
+		case T_IndexStmt:
+			refuse_alter_relation(castNode(IndexStmt, statement)->relation);
+			break;
+		case T_CreateTrigStmt:
+			refuse_alter_relation(castNode(CreateTrigStmt, statement)->relation);
+			break;
+		case T_CreatePolicyStmt:
+			refuse_alter_relation(castNode(CreatePolicyStmt, statement)->table);
+			break;
+		case T_RuleStmt:
+			refuse_alter_relation(castNode(RuleStmt, statement)->relation);
+			break;
+		case T_CreateStatsStmt:
+			check_statistics(castNode(CreateStatsStmt, statement));
+			break;
+		default:
+			break;
+	}
+}
+
+/* Whether the statement is one of CREATE or ALTER EXTENSION kavach, or pg_upgrade's. */
+static bool
+is_our_own(void)
+{
+	return IsBinaryUpgrade ||
+		(creating_extension && CurrentExtensionObject == get_extension_oid("kavach", true));
+}
+
+/* Event trigger: runs before statements that may drop or alter something of ours. */
 static Datum
 kavach_guard_ledger_checked(PG_FUNCTION_ARGS)
 {
@@ -323,8 +632,8 @@ kavach_guard_ledger_checked(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_EVENT_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("kavach.guard_ledger() must be called as an event trigger")));
-	if (IsA(event->parsetree, AlterTableStmt))
-		check_alter_table(castNode(AlterTableStmt, event->parsetree));
+	if (!is_our_own())
+		check_statement(event->parsetree);
 	PG_RETURN_NULL();
 }
 
@@ -335,6 +644,14 @@ guard_install(void)
 							 "Lets statements drop or detach the ledger's tables while it holds rows.",
 							 NULL,
 							 &allow_drop,
+							 false,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
+	DefineCustomBoolVariable("kavach.allow_alter",
+							 "Lets statements change what kavach has made in ways that a dump does not hold.",
+							 NULL,
+							 &allow_alter,
 							 false,
 							 PGC_SUSET,
 							 0,

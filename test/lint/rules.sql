@@ -72,6 +72,13 @@ SELECT 'a relation or schema that PUBLIC has a right on', o.object
        aclexplode(o.acl) a
  WHERE a.grantee = 0
  UNION ALL
+-- ALTER SCHEMA ... RENAME changes no body
+SELECT 'a body with the name of the extension''s schema', f.object
+  FROM member_function f
+  JOIN pg_extension e ON e.extname = 'kavach' AND e.extnamespace <> 'kavach'::regnamespace
+ WHERE strpos(f.prosrc, e.extnamespace::regnamespace || '.') > 0
+    OR strpos(f.prosrc, quote_literal(e.extnamespace::regnamespace)) > 0
+ UNION ALL
 -- types are those of the tables' and views' rows, indexes and constraints are parts of a table
 SELECT 'an object without a comment', m.object
   FROM member m

@@ -15,6 +15,7 @@ SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "a
 SELECT kavach_create_policy(agent_id => 'agt_a', limits => '{"max_tokens_cost_total": 1000}');
 -- an agent whose calls end in an error while kavach acts as its owner: nothing admits a policy like this one
 SELECT kavach_create_agent('agt_broken', 'bob', permissions => '[{"resource": "*", "actions": ["run"]}]');
+SET LOCAL kavach.allow_alter = on;
 ALTER TABLE kavach.budget_policy DROP CONSTRAINT budget_policy_action_check;
 INSERT INTO kavach.budget_policy (policy_id, scope, subject, action) VALUES ('pol_broken', 'agent', 'agt_broken', 'explode');
 INSERT INTO kavach.budget_limit VALUES ('pol_broken', 'tokens', 'total', 1);

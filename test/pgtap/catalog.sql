@@ -58,12 +58,16 @@ CREATE SCHEMA other;
 CREATE FUNCTION other.eq(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE RETURN true;
 CREATE OPERATOR other.= (LEFTARG = text, RIGHTARG = text, FUNCTION = other.eq);
 CREATE FUNCTION public.kavach_body(text) RETURNS boolean LANGUAGE sql RETURN $1 OPERATOR(other.=) 'x';
+CREATE FUNCTION public.kavach_frozen() RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$ BEGIN RETURN public.kavach_body('x'); END $$;
 CREATE FUNCTION pg_catalog.kavach_lost() RETURNS boolean LANGUAGE sql RETURN true;
 COMMENT ON FUNCTION kavach_body(text) IS 'x';
+COMMENT ON FUNCTION kavach_frozen() IS 'x';
 COMMENT ON FUNCTION kavach_lost() IS 'x';
+SET LOCAL kavach.allow_alter = on;
 ALTER EXTENSION kavach ADD FUNCTION public.kavach_body(text);
+ALTER EXTENSION kavach ADD FUNCTION public.kavach_frozen();
 ALTER EXTENSION kavach ADD FUNCTION pg_catalog.kavach_lost();
-REVOKE ALL ON FUNCTION public.kavach_body(text), pg_catalog.kavach_lost() FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.kavach_body(text), public.kavach_frozen(), pg_catalog.kavach_lost() FROM PUBLIC;
 ALTER FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) SET search_path = pg_catalog;
 ALTER FUNCTION kavach.check_object(jsonb, text) RESET search_path;
 ALTER FUNCTION kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) SECURITY DEFINER;
@@ -79,7 +83,8 @@ COMMENT ON TRIGGER append_only ON kavach.audit_log IS NULL;
 COMMENT ON EVENT TRIGGER kavach_guard_ledger IS NULL;
 SELECT results_eq(
   $$SELECT rule || ': ' || regexp_replace(object, '\([^)]*\)', '', 'g') FROM finding ORDER BY (rule || ': ' || object) COLLATE "C"$$,
-  $$VALUES ('a function that PUBLIC can execute: function kavach_check_budget'),
+  $$VALUES ('a body with the name of the extension''s schema: function kavach_frozen'),
+           ('a function that PUBLIC can execute: function kavach_check_budget'),
            ('a function without a pinned search_path: function kavach.check_object'),
            ('a function without a pinned search_path: function kavach_authorize'),
            ('a function without a pinned search_path: function kavach_create_agent'),
