@@ -31,12 +31,14 @@ COMMENT ON COLUMN kavach.agent.created_at IS 'When the agent was created.';
 
 CREATE FUNCTION kavach.check_agent(agent_id text)
 RETURNS boolean
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   PERFORM kavach.check_id(agent_id, 'agent_id');
-  IF NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = check_agent.agent_id) THEN
+  -- kept until the end of the transaction: what is granted meanwhile must not outlive the agent
+  PERFORM FROM kavach.agent a WHERE a.agent_id = check_agent.agent_id FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
     RAISE EXCEPTION 'agent "%" does not exist', agent_id
       USING ERRCODE = 'undefined_object',
             HINT = 'Create it with kavach_create_agent().';
@@ -46,22 +48,71 @@ END
 $$;
 
 COMMENT ON FUNCTION kavach.check_agent(text) IS
-  'Raises an error unless the agent exists. Errors: those of kavach.check_id, 42704 for an unknown agent.';
+  'Raises an error unless the agent exists, and locks it against changes and removal. Errors: those of kavach.check_id, 42704 for an unknown agent.';
+
+-- What names an agent goes with it, or the next one of that id would inherit permissions and budgets. Also where
+-- rows are deleted by hand, and on a subscriber, whose own deletes find nothing left.
+CREATE FUNCTION kavach.forget_agent(agent_id text)
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_forget_agent';
+
+COMMENT ON FUNCTION kavach.forget_agent(text) IS
+  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it. Errors: 22004, 22023, 22001 bad input.';
+
+CREATE FUNCTION kavach.agent_gone()
+RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF TG_OP = 'TRUNCATE' THEN
+    PERFORM kavach.forget_agent(o.agent_id)
+       FROM (SELECT p.agent_id FROM kavach.permission p
+              UNION SELECT p.subject FROM kavach.budget_policy p WHERE p.scope = 'agent' AND p.subject IS NOT NULL
+              UNION SELECT b.subject FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)
+                     WHERE p.scope = 'agent' AND b.subject IS NOT NULL) AS o (agent_id)
+      WHERE NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
+  ELSE
+    PERFORM kavach.forget_agent(OLD.agent_id);
+  END IF;
+  RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.agent_gone() IS
+  'Trigger: permissions, and budgets that name the agent, go with it; the ledger stays.';
+
+CREATE TRIGGER forget_agent AFTER DELETE ON kavach.agent
+  FOR EACH ROW EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER forget_renamed_agent AFTER UPDATE OF agent_id ON kavach.agent
+  FOR EACH ROW WHEN (OLD.agent_id <> NEW.agent_id) EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER forget_all_agents AFTER TRUNCATE ON kavach.agent
+  FOR EACH STATEMENT EXECUTE FUNCTION kavach.agent_gone();
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_agent;
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_renamed_agent;
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_all_agents;
+COMMENT ON TRIGGER forget_agent ON kavach.agent IS 'Permissions, and budgets that name the agent, go with it.';
+COMMENT ON TRIGGER forget_renamed_agent ON kavach.agent IS 'They stay with no other one either.';
+COMMENT ON TRIGGER forget_all_agents ON kavach.agent IS 'And with all of them, all go.';
 
 CREATE FUNCTION @extschema@.kavach_create_agent(
   agent_id    text DEFAULT NULL,
   user_id     text DEFAULT NULL,
   tenant_id   text DEFAULT NULL,
   name        text DEFAULT NULL,
-  permissions jsonb DEFAULT '[]',
+  permissions jsonb DEFAULT NULL,
   expires_at  timestamptz DEFAULT NULL,
-  metadata    jsonb DEFAULT '{}')
+  metadata    jsonb DEFAULT '{}',
+  replace     boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  new_id text := coalesce(agent_id, 'agt_' || replace(gen_random_uuid()::text, '-', ''));
+  new_id text := coalesce(agent_id, 'agt_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
+  created boolean := true;
+  changed boolean := false;
 BEGIN
   PERFORM kavach.check_id(new_id, 'agent_id'),
           kavach.check_id(user_id, 'user_id'),
@@ -71,22 +122,41 @@ BEGIN
   INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)
   VALUES (new_id, user_id, tenant_id, name, expires_at, kavach.check_object(metadata, 'metadata'))
   ON CONFLICT ON CONSTRAINT agent_pkey DO NOTHING;
-  IF NOT FOUND THEN
+  IF FOUND THEN
+    PERFORM kavach.forget_agent(new_id);
+  ELSIF NOT coalesce(replace, false) THEN
     RAISE EXCEPTION 'agent "%" already exists', new_id
       USING ERRCODE = 'unique_violation',
-            HINT = 'Change it with kavach_update_agent(), or leave agent_id out to have one made.';
+            HINT = 'Change it with kavach_update_agent() or replace => true, or leave agent_id out to have one made.';
+  ELSE
+    PERFORM kavach.check_agent(new_id);
+    UPDATE kavach.agent a
+       SET user_id = kavach_create_agent.user_id, tenant_id = kavach_create_agent.tenant_id, name = kavach_create_agent.name,
+           expires_at = kavach_create_agent.expires_at, metadata = kavach.check_object(kavach_create_agent.metadata, 'metadata')
+     WHERE a.agent_id = new_id
+       AND (a.user_id, a.tenant_id, a.name, a.expires_at, a.metadata) IS DISTINCT FROM
+           (kavach_create_agent.user_id, kavach_create_agent.tenant_id, kavach_create_agent.name,
+            kavach_create_agent.expires_at, kavach.check_object(kavach_create_agent.metadata, 'metadata'));
+    changed := FOUND;
+    created := false;
   END IF;
 
-  PERFORM kavach.grant_permissions(new_id, permissions);
+  IF permissions IS NOT NULL THEN
+    changed := kavach.set_permissions(new_id, permissions) OR changed;
+  END IF;
+  IF replace THEN
+    RAISE NOTICE 'agent "%" %', new_id, CASE WHEN created THEN 'created' WHEN changed THEN 'replaced' ELSE 'unchanged' END;
+  END IF;
   RETURN new_id;
 END
 $$;
 
-COMMENT ON FUNCTION @extschema@.kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) IS
+COMMENT ON FUNCTION @extschema@.kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb, boolean) IS
 'Creates an agent and returns its id.
 agent_id: NULL makes one (agt_...); user_id: required, its owner; tenant_id, name: optional;
 permissions: [{"resource": ..., "actions": [...], "constraints": {...}}], as for kavach_grant_permission;
-expires_at: from then on its calls are refused; metadata: a JSON object.
+expires_at: from then on its calls are refused; metadata: a JSON object;
+replace: an agent of that id that is there gets these values, and exactly these permissions, where they are given: those that stay keep their id, and a revoked agent stays revoked. A NOTICE says whether it was created, replaced or unchanged.
 Errors: 22004, 22023, 22001 bad input; 23505 the id is taken.';
 
 CREATE FUNCTION @extschema@.kavach_update_agent(agent_id text, changes jsonb)
@@ -185,3 +255,21 @@ $$;
 COMMENT ON FUNCTION @extschema@.kavach_restore_agent(text) IS
 'Makes a revoked agent active again: true if it was revoked. An expired one stays expired (kavach_update_agent changes that).
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent.';
+
+CREATE FUNCTION @extschema@.kavach_drop_agent(agent_id text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_drop_agent.agent_id, 'agent_id');
+  DELETE FROM kavach.agent a WHERE a.agent_id = kavach_drop_agent.agent_id;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_drop_agent(text) IS
+'Drops an agent with its permissions and the budgets that name it: true if it was there. Later calls are refused with agent_not_found.
+The ledger stays, bills too, and what the agent has left open can still be settled. An agent created later with this id starts without permissions and budgets of its own; what the ledger holds of the id counts as its usage.
+Errors: 22004, 22023, 22001 bad input.';

@@ -46,11 +46,20 @@ RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_variable
 DECLARE
   new_id bigint;
 BEGIN
   PERFORM kavach.check_agent(agent_id),
           kavach.check_permission(resource, actions, constraints);
+  SELECT min(p.permission_id) INTO new_id
+    FROM kavach.permission p
+   WHERE p.agent_id = kavach_grant_permission.agent_id AND p.resource = kavach_grant_permission.resource
+     AND p.actions @> kavach_grant_permission.actions AND p.actions <@ kavach_grant_permission.actions
+     AND p.constraints = kavach_grant_permission.constraints;
+  IF new_id IS NOT NULL THEN
+    RETURN new_id;
+  END IF;
   INSERT INTO kavach.permission (agent_id, resource, actions, constraints)
   VALUES (agent_id, resource, actions, constraints)
   RETURNING permission_id INTO new_id;
@@ -59,7 +68,7 @@ END
 $$;
 
 COMMENT ON FUNCTION @extschema@.kavach_grant_permission(text, text, text[], jsonb) IS
-'Grants a permission and returns its id.
+'Grants a permission and returns its id; that of the one which is there, where the agent has just this one already.
 resource: a colon-separated pattern; a segment is literal or * (exactly one segment), a trailing ** stands for one or more, * alone for everything;
 actions: names, or * for any;
 constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, ...], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, ...]}.
@@ -85,6 +94,65 @@ COMMENT ON FUNCTION @extschema@.kavach_revoke_permission(bigint) IS
 'Takes a permission away: true if it was there. The ledger goes on naming it in permission_id.
 Errors: 22004 NULL.';
 
+CREATE FUNCTION @extschema@.kavach_update_permission(permission_id bigint, changes jsonb)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  old kavach.permission;
+  new kavach.permission;
+  key text;
+BEGIN
+  IF kavach_update_permission.permission_id IS NULL OR changes IS NULL THEN
+    RAISE EXCEPTION '% must not be NULL', CASE WHEN changes IS NULL THEN 'changes' ELSE 'permission_id' END
+      USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  PERFORM kavach.check_object(changes, 'changes');
+  SELECT * INTO old FROM kavach.permission p WHERE p.permission_id = kavach_update_permission.permission_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'permission % does not exist', kavach_update_permission.permission_id
+      USING ERRCODE = 'undefined_object',
+            HINT = 'kavach.permissions lists the permissions.';
+  END IF;
+
+  FOR key IN SELECT * FROM jsonb_object_keys(changes) LOOP
+    IF key NOT IN ('resource', 'actions', 'constraints') THEN
+      RAISE EXCEPTION 'unrecognized change "%"', key
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'What can be changed is resource, actions and constraints.';
+    END IF;
+  END LOOP;
+  new := old;
+  IF changes ? 'resource' THEN
+    new.resource := changes ->> 'resource';
+  END IF;
+  IF changes ? 'actions' THEN
+    IF jsonb_typeof(changes -> 'actions') <> 'array'
+       OR jsonb_path_exists(changes, 'strict $.actions[*] ? (@.type() != "string")') THEN
+      RAISE EXCEPTION 'actions must be a list of strings'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    new.actions := ARRAY(SELECT jsonb_array_elements_text(changes -> 'actions'));
+  END IF;
+  IF changes ? 'constraints' THEN
+    new.constraints := kavach.check_object(nullif(changes -> 'constraints', 'null'), 'constraints');
+  END IF;
+  PERFORM kavach.check_permission(new.resource, new.actions, new.constraints);
+
+  UPDATE kavach.permission p
+     SET (resource, actions, constraints) = (SELECT new.resource, new.actions, new.constraints)
+   WHERE p.permission_id = old.permission_id AND old IS DISTINCT FROM new;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_update_permission(bigint, jsonb) IS
+'Changes a permission, which keeps its id and what its rate per hour has counted: true if something changed.
+changes: a JSON object with resource, actions or constraints, each as for kavach_grant_permission and replaced as a whole; constraints may be null: none.
+Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown permission.';
+
 CREATE FUNCTION kavach.grant_permission(agent_id text, resource text, actions text[], constraints jsonb)
 RETURNS bigint
 LANGUAGE sql
@@ -96,14 +164,14 @@ COMMENT ON FUNCTION kavach.grant_permission(text, text, text[], jsonb) IS
   'kavach_grant_permission, for bodies: whatever the schema that it is in is called by now.';
 
 CREATE FUNCTION kavach.grant_permissions(agent_id text, permissions jsonb)
-RETURNS bigint
+RETURNS bigint[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   permission jsonb;
   key text;
-  granted bigint := 0;
+  granted bigint[] := '{}';
 BEGIN
   IF jsonb_typeof(permissions) <> 'array' THEN
     RAISE EXCEPTION 'permissions must be a JSON array'
@@ -128,16 +196,33 @@ BEGIN
                 DETAIL = 'A permission has resource, actions and constraints.';
       END IF;
     END LOOP;
-    PERFORM kavach.grant_permission(
+    granted := granted || kavach.grant_permission(
       agent_id,
       permission ->> 'resource',
       ARRAY(SELECT jsonb_array_elements_text(permission -> 'actions')),
       coalesce(permission -> 'constraints', '{}'));
-    granted := granted + 1;
   END LOOP;
   RETURN granted;
 END
 $$;
 
 COMMENT ON FUNCTION kavach.grant_permissions(text, jsonb) IS
-  'Grants the permissions of kavach_create_agent and returns how many. Errors: 22023 malformed, and those of kavach_grant_permission.';
+  'Grants the permissions of kavach_create_agent and returns their ids. Errors: 22023 malformed, and those of kavach_grant_permission.';
+
+CREATE FUNCTION kavach.set_permissions(agent_id text, permissions jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  before bigint[] := ARRAY(SELECT p.permission_id FROM kavach.permission p WHERE p.agent_id = set_permissions.agent_id);
+  granted bigint[] := kavach.grant_permissions(agent_id, permissions);
+BEGIN
+  DELETE FROM kavach.permission p
+   WHERE p.agent_id = set_permissions.agent_id AND p.permission_id <> ALL (granted);
+  RETURN FOUND OR NOT granted <@ before;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.set_permissions(text, jsonb) IS
+  'Makes these the agent''s permissions, and no others: true if something changed. Those that stay keep their ids. Errors: those of kavach.grant_permissions.';

@@ -162,13 +162,19 @@ CREATE FUNCTION @extschema@.kavach_create_policy(
   each       text DEFAULT NULL,
   all_agents boolean DEFAULT false,
   limits     jsonb DEFAULT NULL,
-  action     text DEFAULT 'block')
+  action     text DEFAULT 'block',
+  policy_id  text DEFAULT NULL,
+  replace    boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  new_id text := 'pol_' || replace(gen_random_uuid()::text, '-', '');
+  new_id text := coalesce(policy_id, 'pol_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
+  new kavach.budget_policy;
+  old kavach.budget_policy;
+  created boolean := true;
+  changed boolean := false;
 BEGIN
   IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
     RAISE EXCEPTION 'a policy needs exactly one scope'
@@ -186,29 +192,84 @@ BEGIN
   END IF;
   PERFORM kavach.check_id(user_id, 'user_id', required => false),
           kavach.check_id(tenant_id, 'tenant_id', required => false),
+          kavach.check_id(policy_id, 'policy_id', required => false),
           kavach.check_action(action);
+  IF policy_id NOT LIKE 'pol\_%' THEN
+    RAISE EXCEPTION 'policy_id must begin with "pol_"'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave it out to have one made.';
+  END IF;
+  IF replace AND policy_id IS NULL THEN
+    RAISE EXCEPTION 'replace needs a policy_id'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give the id of the policy to replace: policy_id => ''pol_...''.';
+  END IF;
 
+  new.policy_id := new_id;
+  new.scope := CASE WHEN all_agents THEN 'all'
+                    WHEN agent_id IS NOT NULL THEN 'agent'
+                    WHEN user_id IS NOT NULL THEN 'user'
+                    WHEN tenant_id IS NOT NULL THEN 'tenant'
+                    ELSE each END;
+  new.subject := coalesce(agent_id, user_id, tenant_id);
+  new.each := each IS NOT NULL;
+  new.action := action;
   INSERT INTO kavach.budget_policy (policy_id, scope, subject, each, action)
-  VALUES (new_id,
-          CASE WHEN all_agents THEN 'all'
-               WHEN agent_id IS NOT NULL THEN 'agent'
-               WHEN user_id IS NOT NULL THEN 'user'
-               WHEN tenant_id IS NOT NULL THEN 'tenant'
-               ELSE each END,
-          coalesce(agent_id, user_id, tenant_id),
-          each IS NOT NULL,
-          action);
-  PERFORM kavach.merge_limits(new_id, limits);
+  VALUES (new.policy_id, new.scope, new.subject, new.each, new.action)
+  ON CONFLICT ON CONSTRAINT budget_policy_pkey DO NOTHING;
+  IF NOT FOUND AND NOT coalesce(replace, false) THEN
+    RAISE EXCEPTION 'policy "%" already exists', new_id
+      USING ERRCODE = 'unique_violation',
+            HINT = 'Change it with kavach_update_policy() or replace => true, or leave policy_id out to have one made.';
+  ELSIF NOT FOUND THEN
+    old := kavach.check_policy(new_id);
+    changed := kavach.replace_policy(old, new, limits);
+    created := false;
+  END IF;
+  changed := kavach.merge_limits(new_id, limits) OR changed;
+  IF replace THEN
+    RAISE NOTICE 'policy "%" %', new_id, CASE WHEN created THEN 'created' WHEN changed THEN 'replaced' ELSE 'unchanged' END;
+  END IF;
   RETURN new_id;
 END
 $$;
 
-COMMENT ON FUNCTION @extschema@.kavach_create_policy(text, text, text, text, boolean, jsonb, text) IS
+COMMENT ON FUNCTION @extschema@.kavach_create_policy(text, text, text, text, boolean, jsonb, text, text, boolean) IS
 'Creates a budget and returns its id (pol_...). It counts what its window already holds.
 Exactly one scope: agent_id, user_id, tenant_id, each (agent, user or tenant: one limit for every one of them separately) or all_agents => true (one pool);
 limits: {"max_tokens_cost_per_month": 5000}, at least one; keys max_tokens_cost_ or max_calls_ with per_hour, per_day, per_month (UTC) and max_tokens_cost_total, max_calls_total;
-action: warn, throttle, block or revoke.
-Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent.';
+action: warn, throttle, block or revoke;
+policy_id: pol_..., NULL makes one; replace: a policy of that id that is there gets this scope, action and exactly these limits; it keeps what a reset forgave of limits that stay, and whether it is enabled. A NOTICE says whether it was created, replaced or unchanged.
+Errors: 22004, 22023, 22001, 22003 bad input; 23505 the id is taken; 42704 unknown agent.';
+
+CREATE FUNCTION kavach.replace_policy(old kavach.budget_policy, new kavach.budget_policy, limits jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  changed boolean;
+BEGIN
+  UPDATE kavach.budget_policy p
+     SET (scope, subject, each, action) = (SELECT new.scope, new.subject, new.each, new.action)
+   WHERE p.policy_id = new.policy_id
+     AND (old.scope, old.subject, old.each, old.action) IS DISTINCT FROM (new.scope, new.subject, new.each, new.action);
+  changed := FOUND;
+  DELETE FROM kavach.budget_limit l
+   WHERE l.policy_id = new.policy_id
+     AND NOT EXISTS (SELECT FROM kavach.limits(replace_policy.limits) c WHERE (c.measure, c.period) = (l.measure, l.period));
+  changed := changed OR FOUND;
+  -- what was forgiven was forgiven to somebody else
+  DELETE FROM kavach.budget_baseline b
+   WHERE b.policy_id = new.policy_id
+     AND (old.scope, old.subject, old.each) IS DISTINCT FROM (new.scope, new.subject, new.each);
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.replace_policy(kavach.budget_policy, kavach.budget_policy, jsonb) IS
+  'Gives a policy another scope and action, and takes the limits away that are not among these: true if something changed.';
 
 CREATE FUNCTION kavach.merge_limits(policy_id text, limits jsonb)
 RETURNS boolean
@@ -322,6 +383,12 @@ BEGIN
             HINT = 'Leave subject out: only an each policy needs it.';
   END IF;
   PERFORM kavach.check_id(subject, CASE WHEN policy.scope = 'user' THEN 'user_id' ELSE 'subject' END, required => false);
+  IF policy.each AND NOT kavach.is_known(policy.scope, subject) THEN
+    RAISE EXCEPTION '% "%" is not known', policy.scope, subject
+      USING ERRCODE = 'undefined_object',
+            DETAIL = format('No agent belongs to it, and the ledger holds no usage of it.'),
+            HINT = 'kavach.budget_status lists who has used something, by policy.';
+  END IF;
 
   INSERT INTO kavach.budget_baseline AS b (policy_id, measure, period, subject, period_start, usage)
   SELECT l.policy_id, l.measure, l.period, coalesce(policy.subject, kavach_reset_policy.subject),
@@ -339,7 +406,24 @@ $$;
 COMMENT ON FUNCTION @extschema@.kavach_reset_policy(text, text) IS
 'Forgives what a budget''s current windows hold, so that it starts anew: true if something changed. Usage and bills are untouched, later windows too.
 subject: which agent, user or tenant, required for an each policy.
-Errors: 22004, 22023, 22001 bad input; 22003 overflow; 42704 unknown policy.';
+Errors: 22004, 22023, 22001 bad input; 22003 overflow; 42704 unknown policy, or a subject that no agent has and of which the ledger has no usage.';
+
+CREATE FUNCTION kavach.is_known(scope text, subject text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF EXISTS (SELECT FROM kavach.agent a
+              WHERE CASE scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END = subject) THEN
+    RETURN true;
+  END IF;
+  RETURN (u.tokens, u.calls) <> (0, 0) FROM kavach.current_usage(scope, subject, 'total', committed => false) u;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.is_known(text, text) IS
+  'Whether an agent, user or tenant is one that kavach has heard of: by its agents, or else its usage.';
 
 CREATE VIEW kavach.budget_status AS
 WITH clock AS (
@@ -382,9 +466,15 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
         SELECT CASE p.scope WHEN 'agent' THEN n.agent_id WHEN 'user' THEN n.user_id ELSE n.tenant_id END AS subject) x
      WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
      GROUP BY x.subject) s
-  LEFT JOIN kavach.budget_baseline b
-    ON (b.policy_id, b.measure, b.period, b.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
-   AND b.subject IS NOT DISTINCT FROM s.subject
+  LEFT JOIN LATERAL (
+    -- two ways, as an index finds the one or the other
+    SELECT n.usage FROM kavach.budget_baseline n
+     WHERE (n.policy_id, n.measure, n.period, n.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
+       AND n.subject = s.subject
+     UNION ALL
+    SELECT n.usage FROM kavach.budget_baseline n
+     WHERE (n.policy_id, n.measure, n.period, n.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
+       AND n.subject IS NULL AND s.subject IS NULL) b ON true
  CROSS JOIN LATERAL (
     SELECT CASE WHEN b.usage IS NULL THEN s.usage ELSE greatest(s.usage - b.usage, 0) END AS used) u
  WHERE NOT (p.each AND EXISTS (

@@ -6,6 +6,29 @@
 -- caller's own WHERE and LIMIT.  So no SET, STRICT or SECURITY DEFINER here,
 -- and bounds as ts >= lower AND ts < upper: until is exclusive everywhere.
 
+CREATE FUNCTION kavach.audit_start(since timestamptz, until timestamptz, actions text[], result text)
+RETURNS timestamptz
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF result NOT IN ('allowed', 'denied', 'rate_limited') THEN
+    RAISE EXCEPTION 'unrecognized result "%"', result
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'Valid results are allowed, denied and rate_limited.';
+  END IF;
+  IF cardinality(actions) = 0 THEN
+    RAISE EXCEPTION 'actions must not be empty'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave it out for rows of any action, or write ARRAY[''execute''].';
+  END IF;
+  RETURN kavach.range_start(since, until);
+END
+$$;
+
+COMMENT ON FUNCTION kavach.audit_start(timestamptz, timestamptz, text[], text) IS
+  'The lower bound of kavach_query_audit, as kavach.range_start, once its arguments are checked: a report whose rows are nowhere looked at must refuse them, too. Errors: 22023 an unknown result, no action at all, since after until.';
+
 CREATE FUNCTION @extschema@.kavach_query_audit(
   agent_id  text DEFAULT NULL,
   user_id   text DEFAULT NULL,
@@ -21,7 +44,7 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
   SELECT l.*
     FROM kavach.ledger l
-   WHERE l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
+   WHERE l.ts >= kavach.audit_start(kavach_query_audit.since, kavach_query_audit.until, kavach_query_audit.actions, kavach_query_audit.result)
      AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
      AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
      AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
@@ -37,7 +60,35 @@ END;
 COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
 'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
-Errors: 22023 where since is after until; 2201W negative max_rows.';
+Errors: 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
+
+CREATE FUNCTION @extschema@.kavach_unsettled(
+  agent_id text,
+  until    timestamptz DEFAULT NULL)
+RETURNS TABLE (audit_id uuid, ts timestamptz, action text, resource text, tokens_cost bigint, request_id text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_unsettled.agent_id, 'agent_id');
+  RETURN QUERY
+    SELECT u.id, u.ts, u.action, u.resource, u.tokens_cost, u.request_id
+      FROM kavach.unsettled u
+     WHERE u.agent_id = kavach_unsettled.agent_id AND u.ts < coalesce(kavach_unsettled.until, 'infinity')
+     ORDER BY u.id;
+  IF NOT FOUND AND NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = kavach_unsettled.agent_id) THEN
+    RAISE EXCEPTION 'agent "%" does not exist', kavach_unsettled.agent_id
+      USING ERRCODE = 'undefined_object',
+            DETAIL = 'Nor has it left anything open.';
+  END IF;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_unsettled(text, timestamptz) IS
+'What an agent has left open: its admitted calls with a cost that nobody has settled yet, oldest first; of a dropped one, too. Settle them with kavach_record_usage(agent_id, tokens, audit_id => audit_id), 0 tokens where the model was not called.
+until: only calls made before; NULL: all.
+Errors: 22004, 22023, 22001 bad input; 42704 unknown agent that has left nothing open.';
 
 CREATE VIEW kavach.usage_by_agent AS
 SELECT agent_id,
@@ -172,3 +223,42 @@ END;
 COMMENT ON FUNCTION @extschema@.kavach_billing_report(int, int) IS
 'The bill of a UTC month: usage by tenant and user. The other columns are those of kavach_cost_by_agent; NULL, NULL: refused calls of unknown agents.
 Errors: 22004, 22023 no such month.';
+
+-- What applications show in their own pages: as the tables, with the owner's rights.
+
+CREATE VIEW kavach.agents AS
+SELECT a.agent_id, a.user_id, a.tenant_id, a.name, a.status, a.status_reason, a.status_changed_at, a.expires_at, a.metadata, a.created_at
+  FROM kavach.agent a;
+
+COMMENT ON VIEW kavach.agents IS 'The agents, for readers.';
+
+CREATE VIEW kavach.permissions AS
+SELECT p.permission_id, p.agent_id, p.resource, p.actions, p.constraints, p.created_at
+  FROM kavach.permission p;
+
+COMMENT ON VIEW kavach.permissions IS 'What agents may do, for readers.';
+
+CREATE VIEW kavach.policies AS
+SELECT p.policy_id, p.scope, p.subject, p.each, p.action, p.enabled, p.created_at,
+       (SELECT jsonb_object_agg(format('max_%s_%s', CASE l.measure WHEN 'tokens' THEN 'tokens_cost' ELSE l.measure END,
+                                       CASE l.period WHEN 'total' THEN l.period ELSE 'per_' || l.period END), l.amount)
+          FROM kavach.budget_limit l WHERE l.policy_id = p.policy_id) AS limits
+  FROM kavach.budget_policy p;
+
+COMMENT ON VIEW kavach.policies IS 'The budgets with their limits, for readers. How they stand is in kavach.budget_status.';
+
+DO $$
+DECLARE
+  c record;
+BEGIN
+  FOR c IN
+    SELECT v.view, a.attname, coalesce(col_description(v.source, b.attnum), 'Its limits, as kavach_create_policy takes them.') AS text
+      FROM (VALUES ('kavach.agents'::regclass, 'kavach.agent'::regclass), ('kavach.permissions', 'kavach.permission'),
+                   ('kavach.policies', 'kavach.budget_policy')) AS v (view, source)
+      JOIN pg_attribute a ON a.attrelid = v.view AND a.attnum > 0
+      LEFT JOIN pg_attribute b ON b.attrelid = v.source AND b.attname = a.attname
+  LOOP
+    EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', c.view, c.attname, c.text);
+  END LOOP;
+END
+$$;

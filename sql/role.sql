@@ -4,26 +4,24 @@
 -- Views read with their owner's rights.  None is a security_barrier, as none
 -- keeps rows from those who may read it: a reader has the whole ledger.
 
-CREATE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
-RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION kavach.privileges(role regrole, access text, OUT privilege text, OUT held boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  app CONSTANT text[] := ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget'];
+  app CONSTANT text[] := ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget', 'kavach_unsettled'];
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
+    'range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
     'current_usage', 'read_counters', 'read_counter_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
-    'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent',
-    'kavach_grant_permission', 'kavach_revoke_permission',
+    'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
+    'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
     'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months'];
   functions text[];
-  changed boolean := false;
-  object record;
 BEGIN
   IF role IS NULL OR access IS NULL THEN
     RAISE EXCEPTION '% must not be NULL', CASE WHEN role IS NULL THEN 'role' ELSE 'access' END
@@ -40,32 +38,48 @@ BEGIN
             DETAIL = 'Valid kinds of access are app, reader and admin.';
   END IF;
 
+  RETURN QUERY
+    WITH member AS (
+      SELECT d.classid, d.objid
+        FROM pg_extension e
+        JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+       WHERE e.extname = 'kavach'
+    ), object (name, kind, acl) AS (
+      -- the schemas, then the functions, then what may be read
+      SELECT format('USAGE ON SCHEMA %I', n.nspname), 'USAGE', coalesce(n.nspacl, acldefault('n', n.nspowner))
+        FROM pg_namespace n
+       WHERE n.oid = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'kavach') OR (n.nspname = 'kavach' AND access <> 'app')
+       UNION ALL
+      SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure), 'EXECUTE', coalesce(p.proacl, acldefault('f', p.proowner))
+        FROM member m
+        JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
+       WHERE p.proname = ANY (functions)
+       UNION ALL
+      SELECT format('SELECT ON %s', c.oid::regclass), 'SELECT', coalesce(c.relacl, acldefault('r', c.relowner))
+        FROM member m
+        JOIN pg_class c ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+       WHERE (c.relkind = 'v' AND access <> 'app') OR (c.relkind IN ('r', 'p') AND access = 'admin'))
+    SELECT o.name, EXISTS (SELECT FROM aclexplode(o.acl) a WHERE a.grantee = role AND a.privilege_type = o.kind)
+      FROM object o;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.privileges(regrole, text) IS
+  'What a kind of access consists of, and whether the role itself was granted it: what it has through a group, or as superuser, may go with that. Errors: 22004, 22023 bad input; 42704 unknown role.';
+
+CREATE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  missing text;
+  changed boolean := false;
+BEGIN
   -- Two GRANT on an object at once end in an internal error of the server's.
   LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
-  FOR object IN
-    -- the schemas, then the functions, then what may be read
-    SELECT format('USAGE ON SCHEMA %I', n.nspname) AS privilege,
-           has_schema_privilege(role, n.oid, 'USAGE') AS held
-      FROM pg_namespace n
-     WHERE n.oid = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'kavach') OR (n.nspname = 'kavach' AND access <> 'app')
-     UNION ALL
-    SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure),
-           has_function_privilege(role, p.oid, 'EXECUTE')
-      FROM pg_extension e
-      JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
-      JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-     WHERE e.extname = 'kavach' AND p.proname = ANY (functions)
-     UNION ALL
-    SELECT format('SELECT ON %s', c.oid::regclass),
-           has_table_privilege(role, c.oid, 'SELECT')
-      FROM pg_extension e
-      JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
-      JOIN pg_class c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
-     WHERE e.extname = 'kavach'
-       AND ((c.relkind = 'v' AND access <> 'app') OR (c.relkind IN ('r', 'p') AND access = 'admin'))
-  LOOP
-    CONTINUE WHEN object.held;
-    EXECUTE format('GRANT %s TO %s', object.privilege, role);
+  FOR missing IN SELECT p.privilege FROM kavach.privileges(role, access) p WHERE NOT p.held LOOP
+    EXECUTE format('GRANT %s TO %s', missing, role);
     changed := true;
   END LOOP;
   RETURN changed;
@@ -73,9 +87,45 @@ END
 $$;
 
 COMMENT ON FUNCTION @extschema@.kavach_grant_role(regrole, text) IS
-'Lets a role use kavach: true if it could not do all of that yet. For the extension''s owner; REVOKE takes it back.
-access: app (authorize, record usage, check a budget; reads and writes no table), reader (reports, exports and their views) or admin (both, agents, permissions, budgets and adjustments, and reading the tables).
+'Lets a role use kavach: true if it had not been granted all of that itself yet. For the extension''s owner; kavach_revoke_role takes it back.
+access: app (authorize, record usage, check a budget, see what an agent has left open; reads and writes no table), reader (reports, exports and their views) or admin (both, agents, permissions, budgets and adjustments, and reading the tables).
 Errors: 22004, 22023 bad input; 42704 unknown role.';
+
+CREATE FUNCTION @extschema@.kavach_revoke_role(role regrole, access text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  other text := CASE access WHEN 'app' THEN 'reader' WHEN 'reader' THEN 'app' END;
+  surplus text;
+  changed boolean := false;
+BEGIN
+  LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
+  IF access <> 'admin' AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
+    RAISE EXCEPTION 'role "%" has access admin, which includes %', role, access
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('SELECT kavach_revoke_role(%L, ''admin''), then grant what is to stay.', role);
+  END IF;
+  -- what the other kind of access has as well stays, where the role has that
+  IF other IS NOT NULL AND NOT (SELECT bool_and(p.held) FROM kavach.privileges(role, other) p) THEN
+    other := NULL;
+  END IF;
+  FOR surplus IN
+    SELECT p.privilege FROM kavach.privileges(role, access) p
+     WHERE p.held AND (other IS NULL OR p.privilege NOT IN (SELECT o.privilege FROM kavach.privileges(role, other) o))
+  LOOP
+    EXECUTE format('REVOKE %s FROM %s', surplus, role);
+    changed := true;
+  END LOOP;
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_revoke_role(regrole, text) IS
+'Takes back what kavach_grant_role gave: true if there was something. What the role has through a group, or as superuser, is not touched. For the extension''s owner.
+access: app or reader (what the other one needs as well stays, where the role has that), or admin: all of it, app and reader included.
+Errors: 22004, 22023 bad input, or app or reader of a role that is admin; 42704 unknown role.';
 
 -- Nothing is PUBLIC's, nor anybody's whom default privileges name, by
 -- construction: whatever this script has made.
@@ -106,3 +156,8 @@ BEGIN
     WHERE e.extname = 'kavach' AND c.relkind IN ('r', 'p', 'v', 'S');
 END
 $$;
+
+-- Who watches the server sees how the counters do, and nothing of the ledger.
+GRANT USAGE ON SCHEMA kavach TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats() TO pg_monitor;

@@ -20,6 +20,10 @@
  * reads past the cache and puts nothing in until it ends, since it may yet
  * roll back.  Nothing is cached on a standby, whose changes fire no trigger,
  * nor where kavach is not preloaded.
+ *
+ * What names an agent goes with it (kavach_forget_agent), in the latest snapshot:
+ * a transaction that is REPEATABLE READ must not leave a permission that was
+ * granted meanwhile to the next agent of that id.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -72,6 +76,7 @@ static bool changed_policies = false;
 static uint64 changed_agents[AGENT_SLOTS / 64];
 
 ENTRY_POINT(kavach_note_change, 0, 0);
+ENTRY_POINT(kavach_forget_agent, 1, 0);
 
 /*
  * The parts of a profile, a row each: 1 the agent, 2 a permission, 3 a limit.
@@ -87,9 +92,14 @@ ENTRY_POINT(kavach_note_change, 0, 0);
 	"    SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL" \
 	"       AND (s.subject IS NOT NULL OR s.scope = 'all')) p" \
 	"  JOIN kavach.budget_limit l ON l.policy_id = p.policy_id" \
-	"  LEFT JOIN kavach.budget_baseline b" \
-	"    ON (b.policy_id, b.measure, b.period) = (l.policy_id, l.measure, l.period)" \
-	"   AND b.subject IS NOT DISTINCT FROM s.subject" \
+	"  LEFT JOIN LATERAL (" \
+	"    SELECT n.usage, n.period_start FROM kavach.budget_baseline n" \
+	"     WHERE (n.policy_id, n.measure, n.period) = (l.policy_id, l.measure, l.period)" \
+	"       AND n.subject = s.subject" \
+	"     UNION ALL" \
+	"    SELECT n.usage, n.period_start FROM kavach.budget_baseline n" \
+	"     WHERE (n.policy_id, n.measure, n.period) = (l.policy_id, l.measure, l.period)" \
+	"       AND n.subject IS NULL AND s.subject IS NULL) b ON true" \
 	" WHERE p.enabled"
 
 static Statement find_profile = {
@@ -501,4 +511,44 @@ catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts)
 	query_begin(&owner);
 	query_execute(&revoke_agent, values, NULL);
 	query_end(&owner);
+}
+
+/* By agent; what depends on a policy goes before it. */
+static Statement forget_agent[] = {
+	{
+		.sql = "DELETE FROM kavach.permission WHERE agent_id = $1",
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	},
+	{
+		.sql = "DELETE FROM kavach.budget_baseline b USING kavach.budget_policy p"
+		" WHERE p.scope = 'agent' AND b.policy_id = p.policy_id AND b.subject = $1",
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	},
+	{
+		.sql = "DELETE FROM kavach.budget_limit l USING kavach.budget_policy p"
+		" WHERE p.scope = 'agent' AND p.subject = $1 AND l.policy_id = p.policy_id",
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	},
+	{
+		.sql = "DELETE FROM kavach.budget_policy WHERE scope = 'agent' AND subject = $1",
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	},
+};
+
+/* SQL: kavach.forget_agent(agent_id) */
+static Datum
+kavach_forget_agent_checked(PG_FUNCTION_ARGS)
+{
+	OwnerRights owner;
+	Datum		values[] = {CStringGetTextDatum(required_id_arg(fcinfo, 0, "agent_id"))};
+
+	query_begin(&owner);
+	for (int i = 0; i < (int) lengthof(forget_agent); i++)
+		(void) query_execute(&forget_agent[i], values, NULL);
+	query_end(&owner);
+	PG_RETURN_BOOL(true);
 }

@@ -11,20 +11,21 @@ SELECT is(pg_get_function_arguments(oid), arguments, proname)
     ('kavach_authorize', 'agent_id text, action text, resource text, tokens_cost bigint DEFAULT NULL::bigint, arguments jsonb DEFAULT NULL::jsonb, ip inet DEFAULT NULL::inet, request_id text DEFAULT NULL::text, metadata jsonb DEFAULT NULL::jsonb, min_tokens bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT audit_id uuid, OUT policy_id text, OUT tokens_granted bigint, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone, OUT action text, OUT http_status integer'),
     ('kavach_record_usage', 'agent_id text, tokens_cost bigint, audit_id uuid DEFAULT NULL::uuid, request_id text DEFAULT NULL::text, metadata jsonb DEFAULT NULL::jsonb, OUT usage_id uuid, OUT tokens_charged bigint, OUT code text, OUT policy_id text, OUT tokens_remaining bigint, OUT calls_remaining bigint'),
     ('kavach_check_budget', 'agent_id text, tokens_cost bigint DEFAULT NULL::bigint, action text DEFAULT NULL::text, resource text DEFAULT NULL::text, arguments jsonb DEFAULT NULL::jsonb, ip inet DEFAULT NULL::inet, min_tokens bigint DEFAULT NULL::bigint, OUT allowed boolean, OUT code text, OUT reason text, OUT policy_id text, OUT tokens_remaining bigint, OUT calls_remaining bigint, OUT retry_at timestamp with time zone, OUT action text, OUT http_status integer'),
-    ('kavach_create_agent', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, name text DEFAULT NULL::text, permissions jsonb DEFAULT ''[]''::jsonb, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, metadata jsonb DEFAULT ''{}''::jsonb'),
-    ('kavach_create_policy', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, each text DEFAULT NULL::text, all_agents boolean DEFAULT false, limits jsonb DEFAULT NULL::jsonb, action text DEFAULT ''block''::text')
+    ('kavach_create_agent', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, name text DEFAULT NULL::text, permissions jsonb DEFAULT NULL::jsonb, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, metadata jsonb DEFAULT ''{}''::jsonb, replace boolean DEFAULT false'),
+    ('kavach_create_policy', 'agent_id text DEFAULT NULL::text, user_id text DEFAULT NULL::text, tenant_id text DEFAULT NULL::text, each text DEFAULT NULL::text, all_agents boolean DEFAULT false, limits jsonb DEFAULT NULL::jsonb, action text DEFAULT ''block''::text, policy_id text DEFAULT NULL::text, replace boolean DEFAULT false')
   ) AS t (name, arguments) LEFT JOIN member_function ON proname = name;
 SELECT results_eq(
   $$SELECT proname::text COLLATE "default" FROM member_function WHERE proname LIKE 'kavach\_%' ORDER BY proname::text COLLATE "C"$$,
   $$VALUES ('kavach_adjust'), ('kavach_authorize'), ('kavach_billing_report'), ('kavach_check_budget'), ('kavach_cost_by_agent'), ('kavach_cost_by_day'),
-           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_months'), ('kavach_create_policy'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
+           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_months'), ('kavach_create_policy'), ('kavach_drop_agent'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
            ('kavach_grant_permission'), ('kavach_grant_role'), ('kavach_query_audit'), ('kavach_record_usage'), ('kavach_reload_counters'), ('kavach_reset_policy'),
-           ('kavach_restore_agent'), ('kavach_revoke_agent'), ('kavach_revoke_permission'), ('kavach_update_agent'), ('kavach_update_policy')$$,
+           ('kavach_restore_agent'), ('kavach_revoke_agent'), ('kavach_revoke_permission'), ('kavach_revoke_role'),
+           ('kavach_unsettled'), ('kavach_update_agent'), ('kavach_update_permission'), ('kavach_update_policy')$$,
   'the verbs');
 SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM member_relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
-  $$VALUES ('agent'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
-           ('unsettled'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
+  $$VALUES ('agent'), ('agents'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
+           ('permissions'), ('policies'), ('unsettled'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
   'the nouns');
 
 CREATE FUNCTION pg_temp.none(query text, what text) RETURNS text LANGUAGE plpgsql AS $$
@@ -68,7 +69,7 @@ ALTER EXTENSION kavach ADD FUNCTION public.kavach_body(text);
 ALTER EXTENSION kavach ADD FUNCTION public.kavach_frozen();
 ALTER EXTENSION kavach ADD FUNCTION pg_catalog.kavach_lost();
 REVOKE ALL ON FUNCTION public.kavach_body(text), public.kavach_frozen(), pg_catalog.kavach_lost() FROM PUBLIC;
-ALTER FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb) SET search_path = pg_catalog;
+ALTER FUNCTION kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb, boolean) SET search_path = pg_catalog;
 ALTER FUNCTION kavach.check_object(jsonb, text) RESET search_path;
 ALTER FUNCTION kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) SECURITY DEFINER;
 GRANT EXECUTE ON FUNCTION kavach_check_budget(text, bigint, text, text, jsonb, inet, bigint) TO PUBLIC;
