@@ -28,7 +28,7 @@ $app->query('SET ROLE myapp');
 my $found = $app->query(q{SELECT audit_id FROM kavach_authorize('agt_a', 'run', 'x', 1)});
 isnt($found, '', 'a call');
 
-sub change { my ($sql) = @_; return $node->safe_psql('postgres', "SET kavach.allow_drop = on; $sql") }
+sub change { my ($sql) = @_; return $node->safe_psql('postgres', "SET kavach.allow_drop = on; SET kavach.allow_alter = on; $sql") }
 
 sub call
 {
