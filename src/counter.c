@@ -138,7 +138,7 @@ typedef struct CounterShared
 	pg_atomic_uint64 evictions;
 	pg_atomic_uint64 refusals;
 	pg_atomic_uint32 hand;		/* the partition that eviction looks at next */
-	dlist_head	partitions[NUM_PARTITIONS]; /* their entries, locked as they are */
+	dlist_head	partitions[NUM_PARTITIONS]; /* of their entries */
 } CounterShared;
 
 static int	max_counters = 65536;
