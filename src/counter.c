@@ -138,7 +138,7 @@ typedef struct CounterShared
 	pg_atomic_uint64 evictions;
 	pg_atomic_uint64 refusals;
 	pg_atomic_uint32 hand;		/* the partition that eviction looks at next */
-	dlist_head	partitions[NUM_PARTITIONS]; /* entries, each under its partition's lock */
+	dlist_head	partitions[NUM_PARTITIONS]; /* of their entries */
 } CounterShared;
 
 static int	max_counters = 65536;
@@ -222,7 +222,7 @@ struct Counter
 {
 	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
 	bool		pinned_here;	/* by this call: there was none before */
-	bool		earlier;		/* of a window that has ended: pinned only if in memory */
+	bool		earlier;		/* a window that has ended, if in memory */
 	bool		takes_charge;
 	bool		takes_refund;
 	uint32		hash;
