@@ -42,13 +42,16 @@ AS $$
     FROM member m JOIN pg_namespace n ON m.classid = 'pg_namespace'::regclass AND m.objid = n.oid
 $$;
 
--- These, too, are members, and gone at the end.
+-- No members, or kavach_grant_role would have these to grant, too.
 CREATE TABLE kavach.former AS
 SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
   FROM kavach.former_member() f
  WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
 
 CREATE TABLE kavach.former_access (role regrole, access text);
+
+ALTER EXTENSION kavach DROP TABLE kavach.former;
+ALTER EXTENSION kavach DROP TABLE kavach.former_access;
 
 -- The roles that kavach_grant_role would have nothing to grant to; what it does grant is undone.
 DO $$
@@ -1031,7 +1034,7 @@ BEGIN
                   WHERE a.grantee <> m.owner) AS grantees
       FROM kavach.former_member() m
       JOIN pg_extension e ON e.extname = 'kavach'
-     WHERE m.name NOT IN ('grant_unrecorded', 'former_member', 'former', 'former_access')
+     WHERE m.name NOT IN ('grant_unrecorded', 'former_member')
        AND NOT EXISTS (SELECT FROM kavach.former f WHERE (f.classid, f.oid) = (m.classid, m.oid))
   LOOP
     IF object.grantees <> '{}' THEN
