@@ -1037,11 +1037,11 @@ BEGIN
      WHERE m.name NOT IN ('grant_unrecorded', 'former_member')
        AND NOT EXISTS (SELECT FROM kavach.former f WHERE (f.classid, f.oid) = (m.classid, m.oid))
   LOOP
-    IF object.grantees <> '{}' THEN
-      EXECUTE format('REVOKE ALL ON %s FROM %s', object.name, array_to_string(object.grantees, ', '));
-    END IF;
     IF object.owner <> object.new_owner THEN
       EXECUTE format('ALTER %s OWNER TO %s', object.name, object.new_owner::regrole);
+    END IF;
+    IF object.grantees <> '{}' THEN
+      EXECUTE format('REVOKE ALL ON %s FROM %s', object.name, array_to_string(object.grantees, ', '));
     END IF;
   END LOOP;
 END
