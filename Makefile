@@ -80,6 +80,9 @@ SQL_PARTS = \
 
 DATA_built = kavach--$(EXTVERSION).sql
 
+# The steps of ALTER EXTENSION UPDATE, from each version to the next.
+DATA = $(sort $(wildcard sql/kavach--*--*.sql))
+
 # For `make installcheck` on a server of your own; `make check` brings its own.
 REGRESS = $(basename $(notdir $(sort $(wildcard test/sql/*.sql))))
 REGRESS_OPTS = --inputdir=test --load-extension=kavach

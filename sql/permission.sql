@@ -168,11 +168,8 @@ BEGIN
     new.constraints := kavach.check_object(nullif(changes -> 'constraints', 'null'), 'constraints');
   END IF;
   PERFORM kavach.check_permission(new.resource, new.actions, new.constraints);
-  SELECT p.permission_id INTO same
-    FROM kavach.permission p
-   WHERE old IS DISTINCT FROM new AND p.agent_id = old.agent_id AND p.permission_id <> old.permission_id AND p.resource = new.resource
-     AND p.actions @> new.actions AND p.actions <@ new.actions AND p.constraints = new.constraints;
-  IF FOUND THEN
+  same := kavach.find_permission(old.agent_id, new.resource, new.actions, new.constraints);
+  IF same <> old.permission_id THEN
     RAISE EXCEPTION 'permission % would be the same as permission %', old.permission_id, same
       USING ERRCODE = 'unique_violation',
             DETAIL = 'Two of the same would admit what both rates have room for.',

@@ -16,6 +16,7 @@
  *	catalog.c		agents, permissions and policies, looked up and cached
  *	transaction.c	what the end of a transaction does
  *	guard.c			what nobody may change or remove
+ *	upgrade.c		what scripts of ALTER EXTENSION UPDATE need of C
  *	query.c			SQL with the owner's rights, in the latest snapshot
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows

@@ -1,0 +1,1151 @@
+-- kavach--0.1.0--0.2.0.sql
+--   Takes an installation of 0.1.0 to 0.2.0; then it is what CREATE EXTENSION
+--   would have made.  No row and no partition is touched.
+--
+-- What has other arguments or columns now is dropped and created, else it is
+-- replaced: a function or view that is not the extension's makes that fail.  The
+-- bodies are those of sql/*.sql as of 0.2.0, and are not changed any more once
+-- that is out.
+--
+-- All that a script grants becomes an initial privilege, which a dump leaves to
+-- CREATE EXTENSION (src/upgrade.c).  So it grants what the install script does,
+-- and what roles had, or get, is granted past it.
+
+\echo Use "ALTER EXTENSION kavach UPDATE TO '0.2.0'" to load this file. \quit
+
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- ---- who may do what, before ----
+
+CREATE FUNCTION kavach.grant_unrecorded(statement text)
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_grant_unrecorded';
+
+CREATE FUNCTION kavach.former_member()
+RETURNS TABLE (classid oid, oid oid, name text, kind text, owner oid, acl aclitem[])
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+  WITH member AS (
+    SELECT d.classid, d.objid
+      FROM pg_extension e
+      JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+     WHERE e.extname = 'kavach')
+  SELECT m.classid, p.oid, p.proname, 'FUNCTION', p.proowner, p.proacl
+    FROM member m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
+   UNION ALL
+  SELECT m.classid, c.oid, c.relname, 'TABLE', c.relowner, c.relacl
+    FROM member m JOIN pg_class c ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+   UNION ALL
+  SELECT m.classid, n.oid, n.nspname, 'SCHEMA', n.nspowner, n.nspacl
+    FROM member m JOIN pg_namespace n ON m.classid = 'pg_namespace'::regclass AND m.objid = n.oid
+$$;
+
+-- No members, or kavach_grant_role would have these to grant, too.
+CREATE TABLE kavach.former AS
+SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
+  FROM kavach.former_member() f
+ WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
+
+CREATE TABLE kavach.former_access (role regrole, access text);
+
+ALTER EXTENSION kavach DROP TABLE kavach.former;
+ALTER EXTENSION kavach DROP TABLE kavach.former_access;
+
+-- The roles that kavach_grant_role would have nothing to grant to; what it does grant is undone.
+DO $$
+DECLARE
+  candidate record;
+BEGIN
+  FOR candidate IN
+    SELECT DISTINCT a.grantee::regrole AS role, w.access
+      FROM kavach.former f
+      JOIN (VALUES ('kavach_authorize', 'app'), ('kavach_query_audit', 'reader'), ('kavach_create_agent', 'admin')) AS w (name, access)
+        ON f.kind = 'FUNCTION' AND f.name = w.name
+     CROSS JOIN LATERAL aclexplode(f.acl) a
+     WHERE a.grantee NOT IN (0, f.owner)
+  LOOP
+    BEGIN
+      IF @extschema@.kavach_grant_role(candidate.role, candidate.access) THEN
+        RAISE EXCEPTION USING ERRCODE = 'triggered_action_exception';
+      END IF;
+      INSERT INTO kavach.former_access VALUES (candidate.role, candidate.access);
+    EXCEPTION WHEN triggered_action_exception THEN
+      NULL;
+    END;
+  END LOOP;
+END
+$$;
+
+-- ---- what has another signature now ----
+
+DROP FUNCTION @extschema@.kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb);
+DROP FUNCTION kavach.grant_permissions(text, jsonb);
+DROP FUNCTION @extschema@.kavach_create_policy(text, text, text, text, boolean, jsonb, text);
+DROP FUNCTION @extschema@.kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint);
+DROP FUNCTION @extschema@.kavach_check_budget(text, bigint);
+DROP FUNCTION @extschema@.kavach_adjust(text, bigint, text);
+DROP EVENT TRIGGER kavach_guard_ledger;
+
+-- ---- agent.sql ----
+
+CREATE OR REPLACE FUNCTION kavach.check_agent(agent_id text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  PERFORM kavach.check_id(agent_id, 'agent_id');
+  -- kept until the end of the transaction: what is granted meanwhile must not outlive the agent
+  PERFORM FROM kavach.agent a WHERE a.agent_id = check_agent.agent_id FOR NO KEY UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'agent "%" does not exist', agent_id
+      USING ERRCODE = 'undefined_object',
+            HINT = 'Create it with kavach_create_agent().';
+  END IF;
+  RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.check_agent(text) IS
+  'Raises an error unless the agent exists, and locks it against changes and removal. Errors: those of kavach.check_id, 42704 for an unknown agent.';
+
+-- What names an agent goes with it, or the next one of that id would inherit permissions and budgets. Also where
+-- rows are deleted by hand, and on a subscriber, whose own deletes find nothing left.
+CREATE FUNCTION kavach.forget_agent(agent_id text)
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_forget_agent';
+
+COMMENT ON FUNCTION kavach.forget_agent(text) IS
+  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it. Errors: 22004, 22023, 22001 bad input.';
+
+CREATE FUNCTION kavach.agent_gone()
+RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF TG_OP = 'TRUNCATE' THEN
+    PERFORM kavach.forget_agent(o.agent_id)
+       FROM (SELECT p.agent_id FROM kavach.permission p
+              UNION SELECT p.subject FROM kavach.budget_policy p WHERE p.scope = 'agent' AND p.subject IS NOT NULL
+              UNION SELECT b.subject FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)
+                     WHERE p.scope = 'agent' AND b.subject IS NOT NULL) AS o (agent_id)
+      WHERE NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
+  ELSE
+    PERFORM kavach.forget_agent(OLD.agent_id);
+  END IF;
+  RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.agent_gone() IS
+  'Trigger: permissions, and budgets that name the agent, go with it; the ledger stays.';
+
+CREATE TRIGGER forget_agent AFTER DELETE ON kavach.agent
+  FOR EACH ROW EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER forget_renamed_agent AFTER UPDATE OF agent_id ON kavach.agent
+  FOR EACH ROW WHEN (OLD.agent_id <> NEW.agent_id) EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER forget_all_agents AFTER TRUNCATE ON kavach.agent
+  FOR EACH STATEMENT EXECUTE FUNCTION kavach.agent_gone();
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_agent;
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_renamed_agent;
+ALTER TABLE kavach.agent ENABLE ALWAYS TRIGGER forget_all_agents;
+COMMENT ON TRIGGER forget_agent ON kavach.agent IS 'Permissions, and budgets that name the agent, go with it.';
+COMMENT ON TRIGGER forget_renamed_agent ON kavach.agent IS 'They stay with no other one either.';
+COMMENT ON TRIGGER forget_all_agents ON kavach.agent IS 'And with all of them, all go.';
+
+CREATE FUNCTION @extschema@.kavach_create_agent(
+  agent_id    text DEFAULT NULL,
+  user_id     text DEFAULT NULL,
+  tenant_id   text DEFAULT NULL,
+  name        text DEFAULT NULL,
+  permissions jsonb DEFAULT NULL,
+  expires_at  timestamptz DEFAULT NULL,
+  metadata    jsonb DEFAULT '{}',
+  replace     boolean DEFAULT false)
+RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  new_id text := coalesce(agent_id, 'agt_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
+  created boolean;
+  changed boolean := false;
+BEGIN
+  PERFORM kavach.check_id(new_id, 'agent_id'),
+          kavach.check_id(user_id, 'user_id'),
+          kavach.check_id(tenant_id, 'tenant_id', required => false),
+          kavach.check_id(name, 'name', required => false);
+
+  LOOP
+    INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)
+    VALUES (new_id, user_id, tenant_id, name, expires_at, kavach.check_object(metadata, 'metadata'))
+    ON CONFLICT ON CONSTRAINT agent_pkey DO NOTHING;
+    created := FOUND;
+    EXIT WHEN created;
+    IF NOT coalesce(replace, false) THEN
+      RAISE EXCEPTION 'agent "%" already exists', new_id
+        USING ERRCODE = 'unique_violation',
+              HINT = 'Change it with kavach_update_agent() or replace => true, or leave agent_id out to have one made.';
+    END IF;
+    PERFORM FROM kavach.agent a WHERE a.agent_id = new_id FOR NO KEY UPDATE;
+    EXIT WHEN FOUND;
+    -- dropped meanwhile: it is to be created after all
+  END LOOP;
+
+  IF created THEN
+    PERFORM kavach.forget_agent(new_id);
+  ELSE
+    UPDATE kavach.agent a
+       SET user_id = kavach_create_agent.user_id, tenant_id = kavach_create_agent.tenant_id, name = kavach_create_agent.name,
+           expires_at = kavach_create_agent.expires_at, metadata = kavach.check_object(kavach_create_agent.metadata, 'metadata')
+     WHERE a.agent_id = new_id
+       AND (a.user_id, a.tenant_id, a.name, a.expires_at, a.metadata) IS DISTINCT FROM
+           (kavach_create_agent.user_id, kavach_create_agent.tenant_id, kavach_create_agent.name,
+            kavach_create_agent.expires_at, kavach.check_object(kavach_create_agent.metadata, 'metadata'));
+    changed := FOUND;
+  END IF;
+
+  IF permissions IS NOT NULL THEN
+    changed := kavach.set_permissions(new_id, permissions) OR changed;
+  END IF;
+  IF replace THEN
+    RAISE NOTICE 'agent "%" %', new_id, CASE WHEN created THEN 'created' WHEN changed THEN 'replaced' ELSE 'unchanged' END;
+  END IF;
+  RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_create_agent(text, text, text, text, jsonb, timestamptz, jsonb, boolean) IS
+'Creates an agent and returns its id.
+agent_id: NULL makes one (agt_...); user_id: required, its owner; tenant_id, name: optional;
+permissions: [{"resource": ..., "actions": [...], "constraints": {...}}], as for kavach_grant_permission;
+expires_at: from then on its calls are refused; metadata: a JSON object;
+replace: an agent of that id that is there gets these values, and exactly these permissions, where they are given: those that stay keep their id, and a revoked agent stays revoked. A NOTICE says whether it was created, replaced or unchanged.
+Errors: 22004, 22023, 22001 bad input; 23505 the id is taken.';
+
+CREATE FUNCTION @extschema@.kavach_drop_agent(agent_id text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_drop_agent.agent_id, 'agent_id');
+  DELETE FROM kavach.agent a WHERE a.agent_id = kavach_drop_agent.agent_id;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_drop_agent(text) IS
+'Drops an agent with its permissions and the budgets that name it: true if it was there. Later calls are refused with agent_not_found.
+The ledger stays, bills too, and what the agent has left open can still be settled. An agent created later with this id starts without permissions and budgets of its own; what the ledger holds of the id counts as its usage.
+Errors: 22004, 22023, 22001 bad input.';
+
+-- ---- permission.sql ----
+
+-- In the latest snapshot, these three: in that of a transaction that began before, a grant would not be found.
+CREATE FUNCTION kavach.permissions_of(agent_id text)
+RETURNS bigint[]
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_permissions_of';
+
+COMMENT ON FUNCTION kavach.permissions_of(text) IS
+  'The ids of the agent''s permissions.';
+
+CREATE FUNCTION kavach.find_permission(agent_id text, resource text, actions text[], constraints jsonb)
+RETURNS bigint
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_find_permission';
+
+COMMENT ON FUNCTION kavach.find_permission(text, text, text[], jsonb) IS
+  'The id of the agent''s permission of just this resource, these actions in any order and these constraints; NULL if there is none.';
+
+CREATE FUNCTION kavach.keep_permissions(agent_id text, permission_ids bigint[])
+RETURNS boolean
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_keep_permissions';
+
+COMMENT ON FUNCTION kavach.keep_permissions(text, bigint[]) IS
+  'Takes away what else the agent may do: true if there was any.';
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_grant_permission(
+  agent_id    text,
+  resource    text,
+  actions     text[],
+  constraints jsonb DEFAULT '{}')
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+  new_id bigint;
+BEGIN
+  PERFORM kavach.check_agent(agent_id),
+          kavach.check_permission(resource, actions, constraints);
+  new_id := kavach.find_permission(agent_id, resource, actions, constraints);
+  IF new_id IS NOT NULL THEN
+    RETURN new_id;
+  END IF;
+  INSERT INTO kavach.permission (agent_id, resource, actions, constraints)
+  VALUES (agent_id, resource, actions, constraints)
+  RETURNING permission_id INTO new_id;
+  RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_grant_permission(text, text, text[], jsonb) IS
+'Grants a permission and returns its id; that of the one which is there, where the agent has just this one already.
+resource: a colon-separated pattern; a segment is literal or * (exactly one segment), a trailing ** stands for one or more, * alone for everything;
+actions: names, or * for any;
+constraints: {"max_calls_per_hour": n, "allowed_arg_patterns": [glob, ...], "time_window": {"start": "HH:MM", "end": "HH:MM"} (UTC, may cross midnight), "ip_allowlist": [CIDR, ...]}.
+Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown agent.';
+
+CREATE FUNCTION @extschema@.kavach_update_permission(permission_id bigint, changes jsonb)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  old kavach.permission;
+  new kavach.permission;
+  same bigint;
+  key text;
+BEGIN
+  IF kavach_update_permission.permission_id IS NULL OR changes IS NULL THEN
+    RAISE EXCEPTION '% must not be NULL', CASE WHEN changes IS NULL THEN 'changes' ELSE 'permission_id' END
+      USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  PERFORM kavach.check_object(changes, 'changes');
+  -- as a grant does: one change of an agent's permissions at a time
+  PERFORM kavach.check_agent(p.agent_id) FROM kavach.permission p WHERE p.permission_id = kavach_update_permission.permission_id;
+  SELECT * INTO old FROM kavach.permission p WHERE p.permission_id = kavach_update_permission.permission_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'permission % does not exist', kavach_update_permission.permission_id
+      USING ERRCODE = 'undefined_object',
+            HINT = 'kavach.permissions lists the permissions.';
+  END IF;
+
+  FOR key IN SELECT * FROM jsonb_object_keys(changes) LOOP
+    IF key NOT IN ('resource', 'actions', 'constraints') THEN
+      RAISE EXCEPTION 'unrecognized change "%"', key
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = 'What can be changed is resource, actions and constraints.';
+    END IF;
+  END LOOP;
+  new := old;
+  IF changes ? 'resource' THEN
+    IF jsonb_typeof(changes -> 'resource') NOT IN ('string', 'null') THEN
+      RAISE EXCEPTION 'resource must be a string'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    new.resource := changes ->> 'resource';
+  END IF;
+  IF changes ? 'actions' THEN
+    IF jsonb_typeof(changes -> 'actions') <> 'array'
+       OR jsonb_path_exists(changes, 'strict $.actions[*] ? (@.type() != "string")') THEN
+      RAISE EXCEPTION 'actions must be a list of strings'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    new.actions := ARRAY(SELECT jsonb_array_elements_text(changes -> 'actions'));
+  END IF;
+  IF changes ? 'constraints' THEN
+    new.constraints := kavach.check_object(nullif(changes -> 'constraints', 'null'), 'constraints');
+  END IF;
+  PERFORM kavach.check_permission(new.resource, new.actions, new.constraints);
+  same := kavach.find_permission(old.agent_id, new.resource, new.actions, new.constraints);
+  IF same <> old.permission_id THEN
+    RAISE EXCEPTION 'permission % would be the same as permission %', old.permission_id, same
+      USING ERRCODE = 'unique_violation',
+            DETAIL = 'Two of the same would admit what both rates have room for.',
+            HINT = format('SELECT kavach_revoke_permission(%s) takes one of them away.', old.permission_id);
+  END IF;
+
+  UPDATE kavach.permission p
+     SET (resource, actions, constraints) = (SELECT new.resource, new.actions, new.constraints)
+   WHERE p.permission_id = old.permission_id AND old IS DISTINCT FROM new;
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_update_permission(bigint, jsonb) IS
+'Changes a permission, which keeps its id and what its rate per hour has counted: true if something changed.
+changes: a JSON object with resource, actions or constraints, each as for kavach_grant_permission and replaced as a whole; constraints may be null: none.
+Errors: 22004, 22023, 22001, 22P02 bad input; 23505 the agent has another one that is just so; 42704 unknown permission.';
+
+CREATE FUNCTION kavach.grant_permission(agent_id text, resource text, actions text[], constraints jsonb)
+RETURNS bigint
+LANGUAGE sql
+BEGIN ATOMIC
+  SELECT @extschema@.kavach_grant_permission(agent_id, resource, actions, constraints);
+END;
+
+COMMENT ON FUNCTION kavach.grant_permission(text, text, text[], jsonb) IS
+  'kavach_grant_permission, for bodies: whatever the schema that it is in is called by now.';
+
+CREATE FUNCTION kavach.grant_permissions(agent_id text, permissions jsonb)
+RETURNS bigint[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  permission jsonb;
+  key text;
+  granted bigint[] := '{}';
+BEGIN
+  IF jsonb_typeof(permissions) <> 'array' THEN
+    RAISE EXCEPTION 'permissions must be a JSON array'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Write [{"resource": ..., "actions": [...], "constraints": {...}}].';
+  END IF;
+
+  FOR permission IN SELECT * FROM jsonb_array_elements(permissions) LOOP
+    IF jsonb_typeof(permission) <> 'object'
+       OR jsonb_typeof(permission -> 'resource') IS DISTINCT FROM 'string'
+       OR jsonb_typeof(permission -> 'actions') IS DISTINCT FROM 'array'
+       OR jsonb_path_exists(permission, 'strict $.actions[*] ? (@.type() != "string")') THEN
+      RAISE EXCEPTION 'a permission needs a resource and a list of actions'
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = format('It reads %s.', permission),
+              HINT = 'Write {"resource": "mcp:openai:*", "actions": ["execute"], "constraints": {}}.';
+    END IF;
+    FOR key IN SELECT * FROM jsonb_object_keys(permission) LOOP
+      IF key NOT IN ('resource', 'actions', 'constraints') THEN
+        RAISE EXCEPTION 'unrecognized key "%" in a permission', key
+          USING ERRCODE = 'invalid_parameter_value',
+                DETAIL = 'A permission has resource, actions and constraints.';
+      END IF;
+    END LOOP;
+    granted := granted || kavach.grant_permission(
+      agent_id,
+      permission ->> 'resource',
+      ARRAY(SELECT jsonb_array_elements_text(permission -> 'actions')),
+      coalesce(permission -> 'constraints', '{}'));
+  END LOOP;
+  RETURN granted;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.grant_permissions(text, jsonb) IS
+  'Grants the permissions of kavach_create_agent and returns their ids. Errors: 22023 malformed, and those of kavach_grant_permission.';
+
+CREATE FUNCTION kavach.set_permissions(agent_id text, permissions jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  before bigint[] := kavach.permissions_of(agent_id);
+  granted bigint[] := kavach.grant_permissions(agent_id, permissions);
+BEGIN
+  RETURN kavach.keep_permissions(agent_id, granted) OR NOT granted <@ before;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.set_permissions(text, jsonb) IS
+  'Makes these the agent''s permissions, and no others: true if something changed. Those that stay keep their ids. Errors: those of kavach.grant_permissions.';
+
+-- ---- ledger.sql ----
+
+CREATE FUNCTION kavach.charged_at(ts timestamptz, tokens_cost bigint, settles uuid)
+RETURNS timestamptz
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN settles IS NOT NULL AND tokens_cost < 0 THEN least(ts, kavach.uuid7_ts(settles)) ELSE ts END;
+
+COMMENT ON FUNCTION kavach.charged_at(timestamptz, bigint, uuid) IS
+  'The time in whose windows a ledger row counts against limits: its ts, but what a settlement gives back counts in those of the authorization that it settles. Bills and reports go by ts.';
+
+COMMENT ON FUNCTION kavach.guard_ledger() IS
+  'Event trigger: the ledger''s tables are not dropped or detached while it holds rows, and what kavach has made is not altered so that a dump lacks it. Error 42501, unless kavach.allow_drop or kavach.allow_alter is on.';
+
+-- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/guard.c has how.
+CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
+  WHEN TAG IN ('ALTER EXTENSION', 'ALTER FUNCTION', 'ALTER INDEX', 'ALTER POLICY', 'ALTER ROUTINE', 'ALTER RULE',
+               'ALTER SCHEMA', 'ALTER SEQUENCE', 'ALTER TABLE', 'ALTER TRIGGER', 'ALTER VIEW',
+               'CREATE INDEX', 'CREATE POLICY', 'CREATE RULE', 'CREATE STATISTICS', 'CREATE TRIGGER',
+               'DROP ACCESS METHOD', 'DROP COLLATION', 'DROP DOMAIN', 'DROP EXTENSION',
+               'DROP FOREIGN DATA WRAPPER', 'DROP FOREIGN TABLE', 'DROP FUNCTION', 'DROP INDEX', 'DROP LANGUAGE',
+               'DROP MATERIALIZED VIEW', 'DROP OWNED', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP SEQUENCE', 'DROP SERVER',
+               'DROP TABLE', 'DROP TRIGGER', 'DROP TYPE', 'DROP VIEW')
+  EXECUTE FUNCTION kavach.guard_ledger();
+ALTER EVENT TRIGGER kavach_guard_ledger ENABLE ALWAYS;
+
+COMMENT ON EVENT TRIGGER kavach_guard_ledger IS 'Keeps the ledger''s tables from being dropped or detached while it holds rows, and what kavach has made as a dump has it.';
+
+CREATE FUNCTION @extschema@.kavach_create_months(first date, last date)
+RETURNS int
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_create_months';
+
+COMMENT ON FUNCTION @extschema@.kavach_create_months(date, date) IS
+'Makes the partitions of the ledger''s UTC months from that of one date to that of another, as far as they are missing, and returns how many. Calls make their own; needed before rows come by logical replication, or are put in by hand.
+first, last: any day of the first and of the last month, at most 240 months.
+Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
+
+-- ---- policy.sql ----
+
+CREATE INDEX budget_baseline_subject_idx ON kavach.budget_baseline (subject);
+
+CREATE FUNCTION @extschema@.kavach_create_policy(
+  agent_id   text DEFAULT NULL,
+  user_id    text DEFAULT NULL,
+  tenant_id  text DEFAULT NULL,
+  each       text DEFAULT NULL,
+  all_agents boolean DEFAULT false,
+  limits     jsonb DEFAULT NULL,
+  action     text DEFAULT 'block',
+  policy_id  text DEFAULT NULL,
+  replace    boolean DEFAULT false)
+RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  new_id text := coalesce(policy_id, 'pol_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
+  new kavach.budget_policy;
+  old kavach.budget_policy;
+  created boolean;
+  changed boolean := false;
+BEGIN
+  IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
+    RAISE EXCEPTION 'a policy needs exactly one scope'
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = format('%s were given.', num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false))),
+            HINT = 'Give one of agent_id, user_id, tenant_id, each (''agent'', ''user'' or ''tenant'') or all_agents => true.';
+  END IF;
+  IF each NOT IN ('agent', 'user', 'tenant') THEN
+    RAISE EXCEPTION 'unrecognized kind of subject "%"', each
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'Valid values of each are agent, user and tenant.';
+  END IF;
+  IF agent_id IS NOT NULL THEN
+    PERFORM kavach.check_agent(agent_id);
+  END IF;
+  PERFORM kavach.check_id(user_id, 'user_id', required => false),
+          kavach.check_id(tenant_id, 'tenant_id', required => false),
+          kavach.check_id(policy_id, 'policy_id', required => false),
+          kavach.check_action(action);
+  IF policy_id NOT LIKE 'pol\_%' THEN
+    RAISE EXCEPTION 'policy_id must begin with "pol_"'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave it out to have one made.';
+  END IF;
+  IF replace AND policy_id IS NULL THEN
+    RAISE EXCEPTION 'replace needs a policy_id'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give the id of the policy to replace: policy_id => ''pol_...''.';
+  END IF;
+
+  new.policy_id := new_id;
+  new.scope := CASE WHEN all_agents THEN 'all'
+                    WHEN agent_id IS NOT NULL THEN 'agent'
+                    WHEN user_id IS NOT NULL THEN 'user'
+                    WHEN tenant_id IS NOT NULL THEN 'tenant'
+                    ELSE each END;
+  new.subject := coalesce(agent_id, user_id, tenant_id);
+  new.each := each IS NOT NULL;
+  new.action := action;
+  LOOP
+    INSERT INTO kavach.budget_policy (policy_id, scope, subject, each, action)
+    VALUES (new.policy_id, new.scope, new.subject, new.each, new.action)
+    ON CONFLICT ON CONSTRAINT budget_policy_pkey DO NOTHING;
+    created := FOUND;
+    EXIT WHEN created;
+    IF NOT coalesce(replace, false) THEN
+      RAISE EXCEPTION 'policy "%" already exists', new_id
+        USING ERRCODE = 'unique_violation',
+              HINT = 'Change it with kavach_update_policy() or replace => true, or leave policy_id out to have one made.';
+    END IF;
+    SELECT * INTO old FROM kavach.budget_policy p WHERE p.policy_id = new_id FOR UPDATE;
+    EXIT WHEN FOUND;
+    -- dropped meanwhile: it is to be created after all
+  END LOOP;
+
+  IF created THEN
+    -- one of that id whose row was deleted by hand may have left these
+    DELETE FROM kavach.budget_limit l WHERE l.policy_id = new_id;
+    DELETE FROM kavach.budget_baseline b WHERE b.policy_id = new_id;
+  ELSE
+    changed := kavach.replace_policy(old, new, limits);
+  END IF;
+  changed := kavach.merge_limits(new_id, limits) OR changed;
+  IF replace THEN
+    RAISE NOTICE 'policy "%" %', new_id, CASE WHEN created THEN 'created' WHEN changed THEN 'replaced' ELSE 'unchanged' END;
+  END IF;
+  RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_create_policy(text, text, text, text, boolean, jsonb, text, text, boolean) IS
+'Creates a budget and returns its id (pol_...). It counts what its window already holds.
+Exactly one scope: agent_id, user_id, tenant_id, each (agent, user or tenant: one limit for every one of them separately) or all_agents => true (one pool);
+limits: {"max_tokens_cost_per_month": 5000}, at least one; keys max_tokens_cost_ or max_calls_ with per_hour, per_day, per_month (UTC) and max_tokens_cost_total, max_calls_total;
+action: warn, throttle, block or revoke;
+policy_id: pol_..., NULL makes one; replace: a policy of that id that is there gets this scope, action and exactly these limits; it keeps what a reset forgave of limits that stay, and whether it is enabled. A NOTICE says whether it was created, replaced or unchanged.
+Errors: 22004, 22023, 22001, 22003 bad input; 23505 the id is taken; 42704 unknown agent.';
+
+CREATE FUNCTION kavach.replace_policy(old kavach.budget_policy, new kavach.budget_policy, limits jsonb)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  changed boolean;
+BEGIN
+  UPDATE kavach.budget_policy p
+     SET (scope, subject, each, action) = (SELECT new.scope, new.subject, new.each, new.action)
+   WHERE p.policy_id = new.policy_id
+     AND (old.scope, old.subject, old.each, old.action) IS DISTINCT FROM (new.scope, new.subject, new.each, new.action);
+  changed := FOUND;
+  DELETE FROM kavach.budget_limit l
+   WHERE l.policy_id = new.policy_id
+     AND NOT EXISTS (SELECT FROM kavach.limits(replace_policy.limits) c WHERE (c.measure, c.period) = (l.measure, l.period));
+  changed := changed OR FOUND;
+  -- what was forgiven was forgiven to somebody else
+  DELETE FROM kavach.budget_baseline b
+   WHERE b.policy_id = new.policy_id
+     AND (old.scope, old.subject, old.each) IS DISTINCT FROM (new.scope, new.subject, new.each);
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.replace_policy(kavach.budget_policy, kavach.budget_policy, jsonb) IS
+  'Gives a policy another scope and action, and takes the limits away that are not among these: true if something changed.';
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_reset_policy(policy_id text, subject text DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  policy kavach.budget_policy := kavach.check_policy(policy_id);
+BEGIN
+  IF policy.each AND subject IS NULL THEN
+    RAISE EXCEPTION 'policy "%" is one limit for each %: name the subject to reset', policy_id, policy.scope
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('Write kavach_reset_policy(%L, ''the %s''''s id'').', policy_id, policy.scope);
+  END IF;
+  IF NOT policy.each AND subject IS NOT NULL AND subject IS DISTINCT FROM policy.subject THEN
+    RAISE EXCEPTION 'policy "%" has no subject "%"', policy_id, subject
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Leave subject out: only an each policy needs it.';
+  END IF;
+  PERFORM kavach.check_id(subject, CASE WHEN policy.scope = 'user' THEN 'user_id' ELSE 'subject' END, required => false);
+  IF policy.each AND NOT kavach.is_known(policy.scope, subject) THEN
+    RAISE EXCEPTION '% "%" is not known', policy.scope, subject
+      USING ERRCODE = 'undefined_object',
+            DETAIL = CASE policy.scope WHEN 'agent' THEN 'There is none, and the ledger holds no usage of it.'
+                                       ELSE 'No agent belongs to it, and the ledger holds no usage of it.' END,
+            HINT = 'kavach.budget_status lists who has used something, by policy.';
+  END IF;
+
+  INSERT INTO kavach.budget_baseline AS b (policy_id, measure, period, subject, period_start, usage)
+  SELECT l.policy_id, l.measure, l.period, coalesce(policy.subject, kavach_reset_policy.subject),
+         u.period_start, CASE l.measure WHEN 'tokens' THEN u.tokens ELSE u.calls END
+    FROM kavach.budget_limit l,
+         kavach.current_usage(policy.scope, coalesce(policy.subject, kavach_reset_policy.subject), l.period, committed => true) u
+   WHERE l.policy_id = policy.policy_id
+  ON CONFLICT ON CONSTRAINT budget_baseline_key DO UPDATE
+     SET period_start = excluded.period_start, usage = excluded.usage
+   WHERE (b.period_start, b.usage) IS DISTINCT FROM (excluded.period_start, excluded.usage);
+  RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_reset_policy(text, text) IS
+'Forgives what a budget''s current windows hold, so that it starts anew: true if something changed. Usage and bills are untouched, later windows too.
+subject: which agent, user or tenant, required for an each policy.
+Errors: 22004, 22023, 22001 bad input; 22003 overflow; 42704 unknown policy, or a subject that no agent has and of which the ledger has no usage.';
+
+CREATE FUNCTION kavach.is_known(scope text, subject text)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF EXISTS (SELECT FROM kavach.agent a
+              WHERE CASE scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END = subject) THEN
+    RETURN true;
+  END IF;
+  RETURN (u.tokens, u.calls) <> (0, 0) FROM kavach.current_usage(scope, subject, 'total', committed => false) u;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.is_known(text, text) IS
+  'Whether an agent, user or tenant is one that kavach has heard of: by its agents, or else its usage.';
+
+CREATE OR REPLACE VIEW kavach.budget_status AS
+WITH clock AS (
+  SELECT kavach.clock_now() AT TIME ZONE 'UTC' AS utc
+), win AS (
+  SELECT period,
+         date_trunc(period, utc) AT TIME ZONE 'UTC' AS period_start,
+         (date_trunc(period, utc) + ('1 ' || period)::interval) AT TIME ZONE 'UTC' AS period_end
+    FROM clock, unnest(ARRAY['hour', 'day', 'month']) AS period
+   UNION ALL
+  SELECT 'total', '-infinity', NULL
+), usage AS MATERIALIZED (
+  -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
+  SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
+         coalesce(sum(a.tokens_cost), 0) AS tokens,
+         count(*) FILTER (WHERE a.kind = 'authorize') AS calls
+    FROM win w
+    JOIN kavach.audit_log a ON a.ts >= w.period_start
+   CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+   WHERE a.result = 'allowed' AND charged_at >= w.period_start AND charged_at < coalesce(w.period_end, 'infinity')
+     AND w.period IN (SELECT l.period FROM kavach.budget_limit l JOIN kavach.budget_policy p USING (policy_id) WHERE p.each)
+   GROUP BY w.period, a.agent_id, a.user_id, a.tenant_id
+)
+SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.period_end, l.amount,
+       u.used, greatest(l.amount - u.used, 0) AS remaining, p.action,
+       CASE WHEN NOT p.enabled THEN 'disabled' WHEN u.used >= l.amount THEN 'triggered' ELSE 'active' END AS status
+  FROM kavach.budget_policy p
+  JOIN kavach.budget_limit l USING (policy_id)
+  JOIN win w USING (period)
+ CROSS JOIN LATERAL (
+    -- a named subject, or all: one row, used or not
+    SELECT p.subject, (CASE l.measure WHEN 'tokens' THEN c.tokens ELSE c.calls END)::numeric AS usage
+      FROM kavach.current_usage(p.scope, p.subject, l.period, committed => false) c
+     WHERE NOT p.each
+     UNION ALL
+    -- each of them: a row for whoever used something in the window
+    SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
+      FROM usage n
+     CROSS JOIN LATERAL (
+        SELECT CASE p.scope WHEN 'agent' THEN n.agent_id WHEN 'user' THEN n.user_id ELSE n.tenant_id END AS subject) x
+     WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
+     GROUP BY x.subject) s
+  LEFT JOIN LATERAL (
+    -- two ways, as an index finds the one or the other
+    SELECT n.usage FROM kavach.budget_baseline n
+     WHERE (n.policy_id, n.measure, n.period, n.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
+       AND n.subject = s.subject
+     UNION ALL
+    SELECT n.usage FROM kavach.budget_baseline n
+     WHERE (n.policy_id, n.measure, n.period, n.period_start) = (p.policy_id, l.measure, l.period, w.period_start)
+       AND n.subject IS NULL AND s.subject IS NULL) b ON true
+ CROSS JOIN LATERAL (
+    SELECT CASE WHEN b.usage IS NULL THEN s.usage ELSE greatest(s.usage - b.usage, 0) END AS used) u
+ WHERE NOT (p.each AND EXISTS (
+    -- it yields to an enabled policy that names the subject
+    SELECT FROM kavach.budget_policy n
+      JOIN kavach.budget_limit nl USING (policy_id)
+     WHERE n.enabled AND NOT n.each AND n.scope = p.scope AND n.subject = s.subject
+       AND (nl.measure, nl.period) = (l.measure, l.period)
+       AND (n.action = 'warn') = (p.action = 'warn')));
+
+-- ---- authorize.sql ----
+
+CREATE FUNCTION @extschema@.kavach_authorize(
+  agent_id    text,
+  action      text,
+  resource    text,
+  tokens_cost bigint DEFAULT NULL,
+  arguments   jsonb DEFAULT NULL,
+  ip          inet DEFAULT NULL,
+  request_id  text DEFAULT NULL,
+  metadata    jsonb DEFAULT NULL,
+  min_tokens  bigint DEFAULT NULL,
+  OUT allowed          boolean,
+  OUT code             text,
+  OUT reason           text,
+  OUT audit_id         uuid,
+  OUT policy_id        text,
+  OUT tokens_granted   bigint,
+  OUT tokens_remaining bigint,
+  OUT calls_remaining  bigint,
+  OUT retry_at         timestamptz,
+  OUT action           text,
+  OUT http_status      int)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_authorize';
+
+COMMENT ON FUNCTION @extschema@.kavach_authorize(text, text, text, bigint, jsonb, inet, text, jsonb, bigint) IS
+'Decides whether an agent may do something now, charges its budgets and writes the decision into the ledger. Commit before you call the model.
+agent_id, action, resource: who wants to do what, required; tokens_cost: the estimate to charge, 0 to 10^15, NULL for none (then it is refused only once a budget is used up);
+arguments: a JSON object for allowed_arg_patterns; ip: for ip_allowlist; metadata: a JSON object, kept;
+request_id: a key that makes retries safe: the same answer again and nothing charged; min_tokens: take less, down to this.
+allowed, code, reason: the outcome, the code stable; audit_id: the ledger row, for kavach_record_usage; policy_id: the budget that decided;
+tokens_granted: what was charged; tokens_remaining, calls_remaining: left under the tightest limit, of calls the permission''s rate per hour included, NULL where none applies or none was looked at; retry_at: when a refused call may fit;
+action: of the policy in policy_id: warn, throttle, block or revoke; http_status: what a gateway would answer. Code budget_exceeded with action revoke: this call has revoked its agent.
+A refusal is an answer, no error. Errors: 22004, 22023, 22001, 22003 bad input; KV001 a request_id used for another call.';
+
+COMMENT ON FUNCTION @extschema@.kavach_record_usage(text, bigint, uuid, text, jsonb) IS
+'Records what a call really spent, after the call. What is spent is recorded, past a limit and for a revoked agent too.
+tokens_cost: the actual figure, 0 to 10^15; 0 releases an estimate;
+audit_id: the authorization that this settles, of a dropped agent, too: the difference is charged to its user and tenant; request_id: likewise by the request_id that it was made with, else a key that makes retries safe;
+metadata: a JSON object, kept.
+usage_id: the ledger row; tokens_charged: what it charges, negative for a refund; code: recorded, or over_budget where a budget is used up now, policy_id naming it; tokens_remaining, calls_remaining: as for kavach_authorize.
+Errors: 22004, 22023, 22001, 22003 bad input; 42704 unknown agent; KV001 a request_id that does not belong to audit_id, KV002 an audit_id that is unknown or another agent''s, KV003 usage recorded before with another figure, KV004 a refused authorization.';
+
+CREATE FUNCTION @extschema@.kavach_check_budget(
+  agent_id    text,
+  tokens_cost bigint DEFAULT NULL,
+  action      text DEFAULT NULL,
+  resource    text DEFAULT NULL,
+  arguments   jsonb DEFAULT NULL,
+  ip          inet DEFAULT NULL,
+  min_tokens  bigint DEFAULT NULL,
+  OUT allowed          boolean,
+  OUT code             text,
+  OUT reason           text,
+  OUT policy_id        text,
+  OUT tokens_remaining bigint,
+  OUT calls_remaining  bigint,
+  OUT retry_at         timestamptz,
+  OUT action           text,
+  OUT http_status      int)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_check_budget';
+
+COMMENT ON FUNCTION @extschema@.kavach_check_budget(text, bigint, text, text, jsonb, inet, bigint) IS
+'Tells what kavach_authorize would decide now. It advises: nothing is charged, written or locked, nobody is revoked, and only kavach_authorize decides.
+tokens_cost: 0 to 10^15, NULL for a call without cost; min_tokens: as for kavach_authorize;
+action, resource, arguments, ip: as for kavach_authorize; without action and resource permissions are not looked at, only the agent and its budgets.
+The answers are as for kavach_authorize, what remains as things stand. Code budget_exceeded with action revoke: such a call would revoke its agent.
+Errors: 22004, 22023, 22001, 22003 bad input; 22004 action without resource, or the reverse, or arguments or ip without both.';
+
+CREATE FUNCTION @extschema@.kavach_adjust(agent_id text, tokens bigint, reason text, request_id text DEFAULT NULL)
+RETURNS uuid
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_adjust';
+
+COMMENT ON FUNCTION @extschema@.kavach_adjust(text, bigint, text, text) IS
+'Corrects the bill of an agent''s present user and tenant with a ledger row of kind adjustment, and returns its id.
+tokens: a charge, or negative a credit, at most 10^15; it counts in the current windows; reason: required, kept;
+request_id: a key that makes retries safe: the same id again and nothing charged.
+Errors: 22004, 22023, 22001, 22003 bad input or a request_id used for another adjustment; 42704 unknown agent.';
+
+-- ---- report.sql ----
+
+CREATE FUNCTION kavach.audit_start(since timestamptz, until timestamptz, actions text[], result text)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_audit_start';
+
+COMMENT ON FUNCTION kavach.audit_start(timestamptz, timestamptz, text[], text) IS
+  'The lower bound of kavach_query_audit, as kavach.range_start, once its arguments are checked: a report whose rows are nowhere looked at must refuse them, too. Errors: 22004 a NULL among the actions; 22023 an unknown result, no action at all, since after until.';
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_query_audit(
+  agent_id  text DEFAULT NULL,
+  user_id   text DEFAULT NULL,
+  tenant_id text DEFAULT NULL,
+  since     timestamptz DEFAULT NULL,
+  until     timestamptz DEFAULT NULL,
+  actions   text[] DEFAULT NULL,
+  result    text DEFAULT NULL,
+  max_rows  int DEFAULT NULL,
+  before    uuid DEFAULT NULL)
+RETURNS SETOF kavach.ledger
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT l.*
+    FROM kavach.ledger l
+   WHERE l.ts >= kavach.audit_start(kavach_query_audit.since, kavach_query_audit.until, kavach_query_audit.actions, kavach_query_audit.result)
+     AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
+     AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
+     AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
+     AND (kavach_query_audit.agent_id IS NULL OR l.agent_id = kavach_query_audit.agent_id)
+     AND (kavach_query_audit.user_id IS NULL OR l.user_id = kavach_query_audit.user_id)
+     AND (kavach_query_audit.tenant_id IS NULL OR l.tenant_id = kavach_query_audit.tenant_id)
+     AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
+     AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result)
+   ORDER BY l.id DESC
+   LIMIT kavach_query_audit.max_rows;
+END;
+
+COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
+'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
+actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
+Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
+
+CREATE FUNCTION @extschema@.kavach_unsettled(
+  agent_id text,
+  until    timestamptz DEFAULT NULL)
+RETURNS TABLE (audit_id uuid, ts timestamptz, action text, resource text, tokens_cost bigint, request_id text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_unsettled.agent_id, 'agent_id');
+  RETURN QUERY
+    SELECT u.id, u.ts, u.action, u.resource, u.tokens_cost, u.request_id
+      FROM kavach.unsettled u
+     WHERE u.agent_id = kavach_unsettled.agent_id AND u.ts < coalesce(kavach_unsettled.until, 'infinity')
+     ORDER BY u.id;
+  IF NOT FOUND AND NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = kavach_unsettled.agent_id) THEN
+    RAISE EXCEPTION 'agent "%" does not exist', kavach_unsettled.agent_id
+      USING ERRCODE = 'undefined_object',
+            DETAIL = 'Nor has it left anything open.';
+  END IF;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_unsettled(text, timestamptz) IS
+'What an agent has left open: its admitted calls with a cost that nobody has settled yet, oldest first; of a dropped one, too. Settle them with kavach_record_usage(agent_id, tokens, audit_id => audit_id), 0 tokens where the model was not called.
+until: only calls made before; NULL: all.
+Errors: 22004, 22023, 22001 bad input; 42704 unknown agent that has left nothing open.';
+
+-- What applications show in their own pages: as the tables, with the owner's rights.
+
+CREATE VIEW kavach.agents AS
+SELECT a.agent_id, a.user_id, a.tenant_id, a.name, a.status, a.status_reason, a.status_changed_at, a.expires_at, a.metadata, a.created_at
+  FROM kavach.agent a;
+
+COMMENT ON VIEW kavach.agents IS 'The agents, for readers.';
+
+CREATE VIEW kavach.permissions AS
+SELECT p.permission_id, p.agent_id, p.resource, p.actions, p.constraints, p.created_at
+  FROM kavach.permission p;
+
+COMMENT ON VIEW kavach.permissions IS 'What agents may do, for readers.';
+
+CREATE VIEW kavach.policies AS
+SELECT p.policy_id, p.scope, p.subject, p.each, p.action, p.enabled, p.created_at,
+       (SELECT jsonb_object_agg(format('max_%s_%s', CASE l.measure WHEN 'tokens' THEN 'tokens_cost' ELSE l.measure END,
+                                       CASE l.period WHEN 'total' THEN l.period ELSE 'per_' || l.period END), l.amount)
+          FROM kavach.budget_limit l WHERE l.policy_id = p.policy_id) AS limits
+  FROM kavach.budget_policy p;
+
+COMMENT ON VIEW kavach.policies IS 'The budgets with their limits, for readers. How they stand is in kavach.budget_status.';
+
+DO $$
+DECLARE
+  c record;
+BEGIN
+  FOR c IN
+    SELECT v.view, a.attname, coalesce(col_description(v.source, b.attnum), 'Its limits, as kavach_create_policy takes them.') AS text
+      FROM (VALUES ('kavach.agents'::regclass, 'kavach.agent'::regclass), ('kavach.permissions', 'kavach.permission'),
+                   ('kavach.policies', 'kavach.budget_policy')) AS v (view, source)
+      JOIN pg_attribute a ON a.attrelid = v.view AND a.attnum > 0
+      LEFT JOIN pg_attribute b ON b.attrelid = v.source AND b.attname = a.attname
+  LOOP
+    EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', c.view, c.attname, c.text);
+  END LOOP;
+END
+$$;
+
+-- ---- role.sql ----
+
+CREATE FUNCTION kavach.privileges(role regrole, access text, OUT privilege text, OUT schema text, OUT held boolean, OUT owned boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  app CONSTANT text[] := ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget', 'kavach_unsettled'];
+  reader CONSTANT text[] := ARRAY[
+    'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
+    'kavach_billing_report', 'kavach_export', 'kavach_export_json',
+    'range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
+    'current_usage', 'read_counters', 'read_counter_stats'];
+  admin CONSTANT text[] := app || reader || ARRAY[
+    'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
+    'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
+    'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months'];
+  functions text[];
+BEGIN
+  IF role IS NULL OR access IS NULL THEN
+    RAISE EXCEPTION '% must not be NULL', CASE WHEN role IS NULL THEN 'role' ELSE 'access' END
+      USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = role) THEN
+    RAISE EXCEPTION 'role "%" does not exist', role
+      USING ERRCODE = 'undefined_object';
+  END IF;
+  functions := CASE access WHEN 'app' THEN app WHEN 'reader' THEN reader WHEN 'admin' THEN admin END;
+  IF functions IS NULL THEN
+    RAISE EXCEPTION 'unrecognized access "%"', access
+      USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = 'Valid kinds of access are app, reader and admin.';
+  END IF;
+
+  RETURN QUERY
+    WITH member AS (
+      SELECT d.classid, d.objid
+        FROM pg_extension e
+        JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+       WHERE e.extname = 'kavach'
+    ), object (name, schema, kind, acl, owner) AS (
+      -- the schemas, then the functions, then what may be read
+      SELECT format('USAGE ON SCHEMA %I', n.nspname), quote_ident(n.nspname), 'USAGE', coalesce(n.nspacl, acldefault('n', n.nspowner)), n.nspowner
+        FROM pg_namespace n
+       WHERE n.oid = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'kavach') OR (n.nspname = 'kavach' AND access <> 'app')
+       UNION ALL
+      SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure), NULL, 'EXECUTE', coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
+        FROM member m
+        JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
+       WHERE p.proname = ANY (functions)
+       UNION ALL
+      SELECT format('SELECT ON %s', c.oid::regclass), NULL, 'SELECT', coalesce(c.relacl, acldefault('r', c.relowner)), c.relowner
+        FROM member m
+        JOIN pg_class c ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
+       WHERE (c.relkind = 'v' AND access <> 'app') OR (c.relkind IN ('r', 'p') AND access = 'admin'))
+    SELECT o.name, o.schema,
+           w.owned OR EXISTS (SELECT FROM aclexplode(o.acl) a WHERE (a.grantee, a.grantor, a.privilege_type) = (role, o.owner, o.kind)),
+           w.owned
+      FROM object o
+     CROSS JOIN LATERAL (
+        SELECT role IN (SELECT e.extowner FROM pg_extension e WHERE e.extname = 'kavach' UNION ALL SELECT o.owner)) AS w (owned);
+END
+$$;
+
+COMMENT ON FUNCTION kavach.privileges(regrole, text) IS
+  'What a kind of access consists of (schema: of which it is the USAGE), and whether the role itself was granted it by the owner, or is the owner (owned): what it has through a group, as superuser or from others may go with that. Errors: 22004, 22023 bad input; 42704 unknown role.';
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  missing text;
+  changed boolean := false;
+BEGIN
+  -- Two GRANT on an object at once end in an internal error of the server's.
+  LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
+  FOR missing IN SELECT p.privilege FROM kavach.privileges(role, access) p WHERE NOT p.held LOOP
+    EXECUTE format('GRANT %s TO %s', missing, role);
+    changed := true;
+  END LOOP;
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_grant_role(regrole, text) IS
+'Lets a role use kavach: true if it had not been granted all of that itself yet. For the extension''s owner; kavach_revoke_role takes it back.
+access: app (authorize, record usage, check a budget, see what an agent has left open; reads and writes no table), reader (reports, exports and their views) or admin (both, agents, permissions, budgets and adjustments, and reading the tables).
+Errors: 22004, 22023 bad input; 42704 unknown role.';
+
+CREATE FUNCTION @extschema@.kavach_revoke_role(role regrole, access text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  other text := CASE access WHEN 'app' THEN 'reader' WHEN 'reader' THEN 'app' END;
+  surplus record;
+  changed boolean := false;
+BEGIN
+  LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
+  IF access <> 'admin' AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
+    RAISE EXCEPTION 'role "%" has access admin, which includes %', role, access
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('SELECT kavach_revoke_role(%L, ''admin''), then grant what is to stay.', role);
+  END IF;
+  -- what the other kind of access has as well stays, where the role has that
+  IF other IS NOT NULL AND NOT (SELECT bool_and(p.held) FROM kavach.privileges(role, other) p) THEN
+    other := NULL;
+  END IF;
+  FOR surplus IN
+    SELECT p.privilege, p.schema FROM kavach.privileges(role, access) p
+     WHERE p.held AND NOT p.owned AND (other IS NULL OR p.privilege NOT IN (SELECT o.privilege FROM kavach.privileges(role, other) o))
+     ORDER BY p.schema NULLS FIRST
+  LOOP
+    -- a schema last, and only when the role has nothing else in it: what it owns, what others granted
+    CONTINUE WHEN EXISTS (
+      SELECT FROM pg_shdepend d
+       WHERE d.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+         AND d.refclassid = 'pg_authid'::regclass AND d.refobjid = role
+         AND (pg_identify_object(d.classid, d.objid, d.objsubid)).schema = surplus.schema);
+    EXECUTE format('REVOKE %s FROM %s', surplus.privilege, role);
+    changed := true;
+  END LOOP;
+  RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION @extschema@.kavach_revoke_role(regrole, text) IS
+'Takes back what kavach_grant_role gave: true if there was something. What the role has through a group, from others, as superuser or as the owner is not touched, nor is USAGE of a schema in which it has something else. For the extension''s owner.
+access: app or reader (what the other one needs as well stays, where the role has that), or admin: all of it, app and reader included.
+Errors: 22004, 22023 bad input, or app or reader of a role that is admin; 42704 unknown role.';
+
+-- ---- who may do what ----
+
+-- New is what was not there: it is the extension's owner's (a successor its predecessor's), and nobody
+-- else's, whatever default privileges say.
+DO $$
+DECLARE
+  object record;
+BEGIN
+  FOR object IN
+    SELECT CASE m.kind WHEN 'TABLE' THEN format('TABLE %s', m.oid::regclass) ELSE format('FUNCTION %s', m.oid::regprocedure) END AS name,
+           m.owner, coalesce((SELECT f.owner FROM kavach.former f WHERE (f.kind, f.name) = (m.kind, m.name)), e.extowner) AS new_owner,
+           ARRAY(SELECT DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
+                   FROM aclexplode(coalesce(m.acl, acldefault((CASE m.kind WHEN 'TABLE' THEN 'r' ELSE 'f' END)::"char", m.owner))) a
+                  WHERE a.grantee <> m.owner) AS grantees
+      FROM kavach.former_member() m
+      JOIN pg_extension e ON e.extname = 'kavach'
+     WHERE m.name NOT IN ('grant_unrecorded', 'former_member')
+       AND NOT EXISTS (SELECT FROM kavach.former f WHERE (f.classid, f.oid) = (m.classid, m.oid))
+  LOOP
+    IF object.owner <> object.new_owner THEN
+      EXECUTE format('ALTER %s OWNER TO %s', object.name, object.new_owner::regrole);
+    END IF;
+    IF object.grantees <> '{}' THEN
+      EXECUTE format('REVOKE ALL ON %s FROM %s', object.name, array_to_string(object.grantees, ', '));
+    END IF;
+  END LOOP;
+END
+$$;
+
+-- What others than the owner have on that of which pg_monitor gets something is out of the way meanwhile.
+DO $$
+DECLARE
+  grantee record;
+BEGIN
+  FOR grantee IN
+    SELECT DISTINCT CASE f.kind WHEN 'TABLE' THEN format('TABLE %s', f.oid::regclass)
+                                WHEN 'SCHEMA' THEN format('SCHEMA %I', f.name)
+                                ELSE format('FUNCTION %s', f.oid::regprocedure) END AS object,
+           CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS name
+      FROM kavach.former f, aclexplode(f.acl) a
+     WHERE f.name IN ('kavach', 'counters', 'counter_stats', 'read_counters', 'read_counter_stats') AND a.grantee <> f.owner
+  LOOP
+    PERFORM kavach.grant_unrecorded(format('REVOKE ALL ON %s FROM %s CASCADE', grantee.object, grantee.name));
+  END LOOP;
+END
+$$;
+
+-- Who watches the server sees how the counters do, and nothing of the ledger.
+GRANT USAGE ON SCHEMA kavach TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats() TO pg_monitor;
+
+-- What roles had on these and on the predecessors of what is new, they have again, from the owner.
+DO $$
+DECLARE
+  had record;
+BEGIN
+  FOR had IN
+    SELECT CASE m.kind WHEN 'TABLE' THEN format('TABLE %s', m.oid::regclass)
+                       WHEN 'SCHEMA' THEN format('SCHEMA %I', m.name)
+                       ELSE format('FUNCTION %s', m.oid::regprocedure) END AS object,
+           CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee,
+           a.privilege_type, bool_or(a.is_grantable) AS is_grantable
+      FROM kavach.former f
+     CROSS JOIN LATERAL aclexplode(f.acl) a
+      JOIN kavach.former_member() m ON (m.kind, m.name) = (f.kind, f.name)
+     WHERE a.grantee <> f.owner
+       AND (m.oid <> f.oid OR m.name IN ('kavach', 'counters', 'counter_stats', 'read_counters', 'read_counter_stats'))
+     GROUP BY 1, 2, 3
+  LOOP
+    PERFORM kavach.grant_unrecorded(format('GRANT %s ON %s TO %s%s', had.privilege_type, had.object, had.grantee,
+                                           CASE WHEN had.is_grantable THEN ' WITH GRANT OPTION' END));
+  END LOOP;
+  PERFORM kavach.grant_unrecorded(format('SELECT @extschema@.kavach_grant_role(%L, %L)', r.role::text, r.access))
+     FROM kavach.former_access r;
+END
+$$;
+
+DROP TABLE kavach.former, kavach.former_access;
+DROP FUNCTION kavach.former_member();
+DROP FUNCTION kavach.grant_unrecorded(text);
