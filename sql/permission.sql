@@ -124,6 +124,7 @@ AS $$
 DECLARE
   old kavach.permission;
   new kavach.permission;
+  same bigint;
   key text;
 BEGIN
   IF kavach_update_permission.permission_id IS NULL OR changes IS NULL THEN
@@ -131,6 +132,8 @@ BEGIN
       USING ERRCODE = 'null_value_not_allowed';
   END IF;
   PERFORM kavach.check_object(changes, 'changes');
+  -- as a grant does: one change of an agent's permissions at a time
+  PERFORM kavach.check_agent(p.agent_id) FROM kavach.permission p WHERE p.permission_id = kavach_update_permission.permission_id;
   SELECT * INTO old FROM kavach.permission p WHERE p.permission_id = kavach_update_permission.permission_id FOR UPDATE;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'permission % does not exist', kavach_update_permission.permission_id
@@ -147,6 +150,10 @@ BEGIN
   END LOOP;
   new := old;
   IF changes ? 'resource' THEN
+    IF jsonb_typeof(changes -> 'resource') NOT IN ('string', 'null') THEN
+      RAISE EXCEPTION 'resource must be a string'
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     new.resource := changes ->> 'resource';
   END IF;
   IF changes ? 'actions' THEN
@@ -161,6 +168,16 @@ BEGIN
     new.constraints := kavach.check_object(nullif(changes -> 'constraints', 'null'), 'constraints');
   END IF;
   PERFORM kavach.check_permission(new.resource, new.actions, new.constraints);
+  SELECT p.permission_id INTO same
+    FROM kavach.permission p
+   WHERE old IS DISTINCT FROM new AND p.agent_id = old.agent_id AND p.permission_id <> old.permission_id AND p.resource = new.resource
+     AND p.actions @> new.actions AND p.actions <@ new.actions AND p.constraints = new.constraints;
+  IF FOUND THEN
+    RAISE EXCEPTION 'permission % would be the same as permission %', old.permission_id, same
+      USING ERRCODE = 'unique_violation',
+            DETAIL = 'Two of the same would admit what both rates have room for.',
+            HINT = format('SELECT kavach_revoke_permission(%s) takes one of them away.', old.permission_id);
+  END IF;
 
   UPDATE kavach.permission p
      SET (resource, actions, constraints) = (SELECT new.resource, new.actions, new.constraints)
@@ -172,7 +189,7 @@ $$;
 COMMENT ON FUNCTION @extschema@.kavach_update_permission(bigint, jsonb) IS
 'Changes a permission, which keeps its id and what its rate per hour has counted: true if something changed.
 changes: a JSON object with resource, actions or constraints, each as for kavach_grant_permission and replaced as a whole; constraints may be null: none.
-Errors: 22004, 22023, 22001, 22P02 bad input; 42704 unknown permission.';
+Errors: 22004, 22023, 22001, 22P02 bad input; 23505 the agent has another one that is just so; 42704 unknown permission.';
 
 CREATE FUNCTION kavach.grant_permission(agent_id text, resource text, actions text[], constraints jsonb)
 RETURNS bigint

@@ -398,7 +398,8 @@ BEGIN
   IF policy.each AND NOT kavach.is_known(policy.scope, subject) THEN
     RAISE EXCEPTION '% "%" is not known', policy.scope, subject
       USING ERRCODE = 'undefined_object',
-            DETAIL = format('No agent belongs to it, and the ledger holds no usage of it.'),
+            DETAIL = CASE policy.scope WHEN 'agent' THEN 'There is none, and the ledger holds no usage of it.'
+                                       ELSE 'No agent belongs to it, and the ledger holds no usage of it.' END,
             HINT = 'kavach.budget_status lists who has used something, by policy.';
   END IF;
 

@@ -8,26 +8,11 @@
 
 CREATE FUNCTION kavach.audit_start(since timestamptz, until timestamptz, actions text[], result text)
 RETURNS timestamptz
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-  IF result NOT IN ('allowed', 'denied', 'rate_limited') THEN
-    RAISE EXCEPTION 'unrecognized result "%"', result
-      USING ERRCODE = 'invalid_parameter_value',
-            DETAIL = 'Valid results are allowed, denied and rate_limited.';
-  END IF;
-  IF cardinality(actions) = 0 THEN
-    RAISE EXCEPTION 'actions must not be empty'
-      USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Leave it out for rows of any action, or write ARRAY[''execute''].';
-  END IF;
-  RETURN kavach.range_start(since, until);
-END
-$$;
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_audit_start';
 
 COMMENT ON FUNCTION kavach.audit_start(timestamptz, timestamptz, text[], text) IS
-  'The lower bound of kavach_query_audit, as kavach.range_start, once its arguments are checked: a report whose rows are nowhere looked at must refuse them, too. Errors: 22023 an unknown result, no action at all, since after until.';
+  'The lower bound of kavach_query_audit, as kavach.range_start, once its arguments are checked: a report whose rows are nowhere looked at must refuse them, too. Errors: 22004 a NULL among the actions; 22023 an unknown result, no action at all, since after until.';
 
 CREATE FUNCTION @extschema@.kavach_query_audit(
   agent_id  text DEFAULT NULL,
@@ -60,7 +45,7 @@ END;
 COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
 'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
-Errors: 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
+Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
 
 CREATE FUNCTION @extschema@.kavach_unsettled(
   agent_id text,

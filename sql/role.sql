@@ -4,7 +4,7 @@
 -- Views read with their owner's rights.  None is a security_barrier, as none
 -- keeps rows from those who may read it: a reader has the whole ledger.
 
-CREATE FUNCTION kavach.privileges(role regrole, access text, OUT privilege text, OUT held boolean)
+CREATE FUNCTION kavach.privileges(role regrole, access text, OUT privilege text, OUT schema text, OUT held boolean, OUT owned boolean)
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -44,28 +44,32 @@ BEGIN
         FROM pg_extension e
         JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
        WHERE e.extname = 'kavach'
-    ), object (name, kind, acl) AS (
+    ), object (name, schema, kind, acl, owner) AS (
       -- the schemas, then the functions, then what may be read
-      SELECT format('USAGE ON SCHEMA %I', n.nspname), 'USAGE', coalesce(n.nspacl, acldefault('n', n.nspowner))
+      SELECT format('USAGE ON SCHEMA %I', n.nspname), quote_ident(n.nspname), 'USAGE', coalesce(n.nspacl, acldefault('n', n.nspowner)), n.nspowner
         FROM pg_namespace n
        WHERE n.oid = (SELECT e.extnamespace FROM pg_extension e WHERE e.extname = 'kavach') OR (n.nspname = 'kavach' AND access <> 'app')
        UNION ALL
-      SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure), 'EXECUTE', coalesce(p.proacl, acldefault('f', p.proowner))
+      SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure), NULL, 'EXECUTE', coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
         FROM member m
         JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
        WHERE p.proname = ANY (functions)
        UNION ALL
-      SELECT format('SELECT ON %s', c.oid::regclass), 'SELECT', coalesce(c.relacl, acldefault('r', c.relowner))
+      SELECT format('SELECT ON %s', c.oid::regclass), NULL, 'SELECT', coalesce(c.relacl, acldefault('r', c.relowner)), c.relowner
         FROM member m
         JOIN pg_class c ON m.classid = 'pg_class'::regclass AND m.objid = c.oid
        WHERE (c.relkind = 'v' AND access <> 'app') OR (c.relkind IN ('r', 'p') AND access = 'admin'))
-    SELECT o.name, EXISTS (SELECT FROM aclexplode(o.acl) a WHERE a.grantee = role AND a.privilege_type = o.kind)
-      FROM object o;
+    SELECT o.name, o.schema,
+           w.owned OR EXISTS (SELECT FROM aclexplode(o.acl) a WHERE (a.grantee, a.grantor, a.privilege_type) = (role, o.owner, o.kind)),
+           w.owned
+      FROM object o
+     CROSS JOIN LATERAL (
+        SELECT role IN (SELECT e.extowner FROM pg_extension e WHERE e.extname = 'kavach' UNION ALL SELECT o.owner)) AS w (owned);
 END
 $$;
 
 COMMENT ON FUNCTION kavach.privileges(regrole, text) IS
-  'What a kind of access consists of, and whether the role itself was granted it: what it has through a group, or as superuser, may go with that. Errors: 22004, 22023 bad input; 42704 unknown role.';
+  'What a kind of access consists of (schema: of which it is the USAGE), and whether the role itself was granted it by the owner, or is the owner (owned): what it has through a group, as superuser or from others may go with that. Errors: 22004, 22023 bad input; 42704 unknown role.';
 
 CREATE FUNCTION @extschema@.kavach_grant_role(role regrole, access text)
 RETURNS boolean
@@ -98,7 +102,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   other text := CASE access WHEN 'app' THEN 'reader' WHEN 'reader' THEN 'app' END;
-  surplus text;
+  surplus record;
   changed boolean := false;
 BEGIN
   LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
@@ -112,10 +116,17 @@ BEGIN
     other := NULL;
   END IF;
   FOR surplus IN
-    SELECT p.privilege FROM kavach.privileges(role, access) p
-     WHERE p.held AND (other IS NULL OR p.privilege NOT IN (SELECT o.privilege FROM kavach.privileges(role, other) o))
+    SELECT p.privilege, p.schema FROM kavach.privileges(role, access) p
+     WHERE p.held AND NOT p.owned AND (other IS NULL OR p.privilege NOT IN (SELECT o.privilege FROM kavach.privileges(role, other) o))
+     ORDER BY p.schema NULLS FIRST
   LOOP
-    EXECUTE format('REVOKE %s FROM %s', surplus, role);
+    -- a schema last, and only when the role has nothing else in it: what it owns, what others granted
+    CONTINUE WHEN EXISTS (
+      SELECT FROM pg_shdepend d
+       WHERE d.dbid = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())
+         AND d.refclassid = 'pg_authid'::regclass AND d.refobjid = role
+         AND (pg_identify_object(d.classid, d.objid, d.objsubid)).schema = surplus.schema);
+    EXECUTE format('REVOKE %s FROM %s', surplus.privilege, role);
     changed := true;
   END LOOP;
   RETURN changed;
@@ -123,7 +134,7 @@ END
 $$;
 
 COMMENT ON FUNCTION @extschema@.kavach_revoke_role(regrole, text) IS
-'Takes back what kavach_grant_role gave: true if there was something. What the role has through a group, or as superuser, is not touched. For the extension''s owner.
+'Takes back what kavach_grant_role gave: true if there was something. What the role has through a group, from others, as superuser or as the owner is not touched, nor is USAGE of a schema in which it has something else. For the extension''s owner.
 access: app or reader (what the other one needs as well stays, where the role has that), or admin: all of it, app and reader included.
 Errors: 22004, 22023 bad input, or app or reader of a role that is admin; 42704 unknown role.';
 
