@@ -93,7 +93,8 @@ EXTRA_CLEAN = kavach--*.sql src/*.o src/*.bc
 override with_llvm = no
 
 PGXS := $(shell $(PG_CONFIG) --pgxs)
-ifeq (,$(wildcard $(PGXS)))
+# Debian has PGXS in the client's package, without the headers.
+ifeq (,$(and $(wildcard $(PGXS)),$(wildcard $(shell $(PG_CONFIG) --includedir-server)/postgres.h)))
 $(error PostgreSQL's server headers are missing: run scripts/setup.sh, or set PG_CONFIG)
 endif
 include $(PGXS)

@@ -11,18 +11,28 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
 
-# The PostgreSQL to build against has its server headers installed.
+# The PostgreSQL to build against has its server headers installed. PGXS alone does
+# not tell: Debian has it in the client's package.
 have_headers() {
-  local pgxs
-  pgxs=$("$PG_CONFIG" --pgxs 2>/dev/null) && [[ -f $pgxs ]]
+  local pgxs includes
+  pgxs=$("$PG_CONFIG" --pgxs 2>/dev/null) && [[ -f $pgxs ]] &&
+    includes=$("$PG_CONFIG" --includedir-server) && [[ -f $includes/postgres.h ]]
 }
 
-# The major version to install: that of $PG_CONFIG, else that of the newest server
-# here, else the one the distribution calls its default.
+# A compiler without the C library's headers is not enough either.
+have_compiler() {
+  gcc -E - >/dev/null 2>&1 <<<'#include <stdio.h>'
+}
+
+# The major version to install: that of $PG_CONFIG where a package of the distribution
+# has brought it (a client's is enough), else that of the newest server here, else the
+# one that the distribution calls its default.
 major_version() {
   local bin
   if have_headers; then
     "$PG_CONFIG" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/'
+  elif bin=$("$PG_CONFIG" --bindir 2>/dev/null) && [[ $bin =~ ^/usr/lib/postgresql/([0-9]+)/bin$ ]]; then
+    printf '%s\n' "${BASH_REMATCH[1]}"
   elif bin=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1) && [[ -x $bin ]]; then
     cut -d / -f 5 <<<"$bin"
   else
@@ -32,7 +42,7 @@ major_version() {
 
 # Prints the packages that are missing, NN standing for the major version.
 missing() {
-  command -v gcc >/dev/null || echo gcc libc6-dev
+  have_compiler || echo gcc libc6-dev
   command -v make >/dev/null || echo make
   if ! have_headers; then
     echo postgresql-NN postgresql-server-dev-NN postgresql-NN-pgtap
@@ -66,7 +76,8 @@ all_missing() {
   } | tr '\n' ' '
 }
 
-# install_packages PACKAGE…: through apt, NN replaced with the major version.
+# install_packages PACKAGE…: through apt, NN replaced with the major version. What is
+# installed already is not upgraded: with a server's package its clusters would restart.
 install_packages() {
   local major packages
   command -v apt-get >/dev/null ||
@@ -76,8 +87,27 @@ install_packages() {
   major=$(major_version)
   [[ -n $major ]] || die "apt knows no package postgresql"
   read -ra packages <<<"${*//NN/$major}"
+  packages=("${packages[@]/%"server-dev-$major"/"$(headers_package "$major")"}")
   say "installing through apt: ${packages[*]}"
-  apt_get install -q -y --no-install-recommends "${packages[@]}"
+  # Otherwise apt upgrades all that comes from the same source as what is new.
+  apt_get install -q -y --no-install-recommends --no-upgrade \
+    -o APT::Get::Upgrade-By-Source-Package=false "${packages[@]}"
+}
+
+# headers_package MAJOR: server-dev-MAJOR, in the version of the server that is
+# installed. Where apt does not have that any more it is the newest: what is compiled
+# with it runs on every server of the same major version.
+headers_package() {
+  local version
+  version=$(dpkg-query -W -f '${Version}' "postgresql-$1" 2>/dev/null) || true
+  if [[ -z $version ]]; then
+    printf '%s\n' "server-dev-$1"
+  elif apt-cache madison "postgresql-server-dev-$1" | cut -d '|' -f 2 | grep -qxF " $version "; then
+    printf '%s\n' "server-dev-$1=$version"
+  else
+    say "apt does not have the headers of the installed server, $version: taking its newest" >&2
+    printf '%s\n' "server-dev-$1"
+  fi
 }
 
 apt_get() {
@@ -89,7 +119,8 @@ read -ra packages <<<"$(all_missing)"
 if [[ ${#packages[@]} -gt 0 ]]; then
   install_packages "${packages[@]}"
   read -ra packages <<<"$(all_missing)"
-  [[ ${#packages[@]} -eq 0 ]] || die "still missing after the installation: ${packages[*]}"
+  [[ ${#packages[@]} -eq 0 ]] ||
+    die "still missing after the installation, for $PG_CONFIG: ${packages[*]//NN/$(major_version)}"
 fi
 
 # Prints the packages of the clients that are missing. They are looked for where the

@@ -111,7 +111,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   new_id text := coalesce(agent_id, 'agt_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
-  created boolean := true;
+  created boolean;
   changed boolean := false;
 BEGIN
   PERFORM kavach.check_id(new_id, 'agent_id'),
@@ -119,17 +119,25 @@ BEGIN
           kavach.check_id(tenant_id, 'tenant_id', required => false),
           kavach.check_id(name, 'name', required => false);
 
-  INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)
-  VALUES (new_id, user_id, tenant_id, name, expires_at, kavach.check_object(metadata, 'metadata'))
-  ON CONFLICT ON CONSTRAINT agent_pkey DO NOTHING;
-  IF FOUND THEN
+  LOOP
+    INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)
+    VALUES (new_id, user_id, tenant_id, name, expires_at, kavach.check_object(metadata, 'metadata'))
+    ON CONFLICT ON CONSTRAINT agent_pkey DO NOTHING;
+    created := FOUND;
+    EXIT WHEN created;
+    IF NOT coalesce(replace, false) THEN
+      RAISE EXCEPTION 'agent "%" already exists', new_id
+        USING ERRCODE = 'unique_violation',
+              HINT = 'Change it with kavach_update_agent() or replace => true, or leave agent_id out to have one made.';
+    END IF;
+    PERFORM FROM kavach.agent a WHERE a.agent_id = new_id FOR NO KEY UPDATE;
+    EXIT WHEN FOUND;
+    -- dropped meanwhile: it is to be created after all
+  END LOOP;
+
+  IF created THEN
     PERFORM kavach.forget_agent(new_id);
-  ELSIF NOT coalesce(replace, false) THEN
-    RAISE EXCEPTION 'agent "%" already exists', new_id
-      USING ERRCODE = 'unique_violation',
-            HINT = 'Change it with kavach_update_agent() or replace => true, or leave agent_id out to have one made.';
   ELSE
-    PERFORM kavach.check_agent(new_id);
     UPDATE kavach.agent a
        SET user_id = kavach_create_agent.user_id, tenant_id = kavach_create_agent.tenant_id, name = kavach_create_agent.name,
            expires_at = kavach_create_agent.expires_at, metadata = kavach.check_object(kavach_create_agent.metadata, 'metadata')
@@ -138,7 +146,6 @@ BEGIN
            (kavach_create_agent.user_id, kavach_create_agent.tenant_id, kavach_create_agent.name,
             kavach_create_agent.expires_at, kavach.check_object(kavach_create_agent.metadata, 'metadata'));
     changed := FOUND;
-    created := false;
   END IF;
 
   IF permissions IS NOT NULL THEN

@@ -37,6 +37,31 @@ AS 'MODULE_PATHNAME', 'kavach_check_permission';
 COMMENT ON FUNCTION kavach.check_permission(text, text[], jsonb) IS
   'Raises an error unless pattern, actions and constraints are well formed. Errors: 22004, 22023, 22001, 22P02, 22007, 22008.';
 
+-- In the latest snapshot, these three: in that of a transaction that began before, a grant would not be found.
+CREATE FUNCTION kavach.permissions_of(agent_id text)
+RETURNS bigint[]
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_permissions_of';
+
+COMMENT ON FUNCTION kavach.permissions_of(text) IS
+  'The ids of the agent''s permissions.';
+
+CREATE FUNCTION kavach.find_permission(agent_id text, resource text, actions text[], constraints jsonb)
+RETURNS bigint
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_find_permission';
+
+COMMENT ON FUNCTION kavach.find_permission(text, text, text[], jsonb) IS
+  'The id of the agent''s permission of just this resource, these actions in any order and these constraints; NULL if there is none.';
+
+CREATE FUNCTION kavach.keep_permissions(agent_id text, permission_ids bigint[])
+RETURNS boolean
+LANGUAGE c VOLATILE STRICT
+AS 'MODULE_PATHNAME', 'kavach_keep_permissions';
+
+COMMENT ON FUNCTION kavach.keep_permissions(text, bigint[]) IS
+  'Takes away what else the agent may do: true if there was any.';
+
 CREATE FUNCTION @extschema@.kavach_grant_permission(
   agent_id    text,
   resource    text,
@@ -52,11 +77,7 @@ DECLARE
 BEGIN
   PERFORM kavach.check_agent(agent_id),
           kavach.check_permission(resource, actions, constraints);
-  SELECT min(p.permission_id) INTO new_id
-    FROM kavach.permission p
-   WHERE p.agent_id = kavach_grant_permission.agent_id AND p.resource = kavach_grant_permission.resource
-     AND p.actions @> kavach_grant_permission.actions AND p.actions <@ kavach_grant_permission.actions
-     AND p.constraints = kavach_grant_permission.constraints;
+  new_id := kavach.find_permission(agent_id, resource, actions, constraints);
   IF new_id IS NOT NULL THEN
     RETURN new_id;
   END IF;
@@ -232,12 +253,10 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  before bigint[] := ARRAY(SELECT p.permission_id FROM kavach.permission p WHERE p.agent_id = set_permissions.agent_id);
+  before bigint[] := kavach.permissions_of(agent_id);
   granted bigint[] := kavach.grant_permissions(agent_id, permissions);
 BEGIN
-  DELETE FROM kavach.permission p
-   WHERE p.agent_id = set_permissions.agent_id AND p.permission_id <> ALL (granted);
-  RETURN FOUND OR NOT granted <@ before;
+  RETURN kavach.keep_permissions(agent_id, granted) OR NOT granted <@ before;
 END
 $$;
 

@@ -55,6 +55,7 @@ CREATE TABLE kavach.budget_baseline (
   usage        bigint NOT NULL,
   CONSTRAINT budget_baseline_key UNIQUE NULLS NOT DISTINCT (policy_id, measure, period, subject)
 );
+CREATE INDEX budget_baseline_subject_idx ON kavach.budget_baseline (subject);
 -- No primary key, as subject may be NULL: a publication of all tables would refuse its updates.
 ALTER TABLE kavach.budget_baseline REPLICA IDENTITY FULL;
 
@@ -173,7 +174,7 @@ DECLARE
   new_id text := coalesce(policy_id, 'pol_' || pg_catalog.replace(gen_random_uuid()::text, '-', ''));
   new kavach.budget_policy;
   old kavach.budget_policy;
-  created boolean := true;
+  created boolean;
   changed boolean := false;
 BEGIN
   IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
@@ -214,17 +215,28 @@ BEGIN
   new.subject := coalesce(agent_id, user_id, tenant_id);
   new.each := each IS NOT NULL;
   new.action := action;
-  INSERT INTO kavach.budget_policy (policy_id, scope, subject, each, action)
-  VALUES (new.policy_id, new.scope, new.subject, new.each, new.action)
-  ON CONFLICT ON CONSTRAINT budget_policy_pkey DO NOTHING;
-  IF NOT FOUND AND NOT coalesce(replace, false) THEN
-    RAISE EXCEPTION 'policy "%" already exists', new_id
-      USING ERRCODE = 'unique_violation',
-            HINT = 'Change it with kavach_update_policy() or replace => true, or leave policy_id out to have one made.';
-  ELSIF NOT FOUND THEN
-    old := kavach.check_policy(new_id);
+  LOOP
+    INSERT INTO kavach.budget_policy (policy_id, scope, subject, each, action)
+    VALUES (new.policy_id, new.scope, new.subject, new.each, new.action)
+    ON CONFLICT ON CONSTRAINT budget_policy_pkey DO NOTHING;
+    created := FOUND;
+    EXIT WHEN created;
+    IF NOT coalesce(replace, false) THEN
+      RAISE EXCEPTION 'policy "%" already exists', new_id
+        USING ERRCODE = 'unique_violation',
+              HINT = 'Change it with kavach_update_policy() or replace => true, or leave policy_id out to have one made.';
+    END IF;
+    SELECT * INTO old FROM kavach.budget_policy p WHERE p.policy_id = new_id FOR UPDATE;
+    EXIT WHEN FOUND;
+    -- dropped meanwhile: it is to be created after all
+  END LOOP;
+
+  IF created THEN
+    -- one of that id whose row was deleted by hand may have left these
+    DELETE FROM kavach.budget_limit l WHERE l.policy_id = new_id;
+    DELETE FROM kavach.budget_baseline b WHERE b.policy_id = new_id;
+  ELSE
     changed := kavach.replace_policy(old, new, limits);
-    created := false;
   END IF;
   changed := kavach.merge_limits(new_id, limits) OR changed;
   IF replace THEN

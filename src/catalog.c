@@ -23,7 +23,8 @@
  *
  * What names an agent goes with it (kavach_forget_agent), in the latest snapshot:
  * a transaction that is REPEATABLE READ must not leave a permission that was
- * granted meanwhile to the next agent of that id.
+ * granted meanwhile to the next agent of that id.  So are grants that are there
+ * already found, and those that are not to stay taken away.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -77,6 +78,9 @@ static uint64 changed_agents[AGENT_SLOTS / 64];
 
 ENTRY_POINT(kavach_note_change, 0, 0);
 ENTRY_POINT(kavach_forget_agent, 1, 0);
+ENTRY_POINT(kavach_permissions_of, 1, 0);
+ENTRY_POINT(kavach_find_permission, 4, 0);
+ENTRY_POINT(kavach_keep_permissions, 2, 0);
 
 /*
  * The parts of a profile, a row each: 1 the agent, 2 a permission, 3 a limit.
@@ -513,8 +517,18 @@ catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts)
 	query_end(&owner);
 }
 
-/* By agent; what depends on a policy goes before it. */
+/*
+ * By agent.  Its policies are locked first, as whoever changes one does: or a
+ * limit that is being added would outlast its policy.  What depends on a policy
+ * goes before it.
+ */
 static Statement forget_agent[] = {
+	{
+		.sql = "SELECT FROM kavach.budget_policy WHERE scope = 'agent' AND subject = $1"
+		" ORDER BY policy_id FOR UPDATE",
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	},
 	{
 		.sql = "DELETE FROM kavach.permission WHERE agent_id = $1",
 		.nargs = 1,
@@ -547,8 +561,78 @@ kavach_forget_agent_checked(PG_FUNCTION_ARGS)
 	Datum		values[] = {CStringGetTextDatum(required_id_arg(fcinfo, 0, "agent_id"))};
 
 	query_begin(&owner);
+	query_avoid_scans();
 	for (int i = 0; i < (int) lengthof(forget_agent); i++)
 		(void) query_execute(&forget_agent[i], values, NULL);
 	query_end(&owner);
 	PG_RETURN_BOOL(true);
+}
+
+static Statement permissions_of = {
+	.sql = "SELECT coalesce(array_agg(permission_id), '{}') FROM kavach.permission WHERE agent_id = $1",
+	.nargs = 1,
+	.argtypes = {TEXTOID},
+};
+
+/* SQL: kavach.permissions_of(agent_id), which is not NULL */
+static Datum
+kavach_permissions_of_checked(PG_FUNCTION_ARGS)
+{
+	OwnerRights owner;
+	Datum		values[] = {PG_GETARG_DATUM(0)};
+	Datum		ids;
+	bool		isnull;
+
+	query_begin(&owner);
+	query_avoid_scans();
+	(void) query_select(&permissions_of, values, NULL);
+	ids = query_datum(0, 1, &isnull);
+	query_end(&owner);
+	PG_RETURN_DATUM(ids);
+}
+
+static Statement find_permission = {
+	.sql = "SELECT min(permission_id) FROM kavach.permission"
+	" WHERE agent_id = $1 AND resource = $2 AND actions @> $3 AND actions <@ $3 AND constraints = $4",
+	.nargs = 4,
+	.argtypes = {TEXTOID, TEXTOID, TEXTARRAYOID, JSONBOID},
+};
+
+/* SQL: kavach.find_permission(agent_id, resource, actions, constraints), none of them NULL */
+static Datum
+kavach_find_permission_checked(PG_FUNCTION_ARGS)
+{
+	OwnerRights owner;
+	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), PG_GETARG_DATUM(2), PG_GETARG_DATUM(3)};
+	OptionalInt64 found;
+
+	query_begin(&owner);
+	query_avoid_scans();
+	(void) query_select(&find_permission, values, NULL);
+	found = query_int64(0, 1);
+	query_end(&owner);
+	if (!found.given)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(found.value);
+}
+
+static Statement keep_permissions = {
+	.sql = "DELETE FROM kavach.permission WHERE agent_id = $1 AND permission_id <> ALL ($2)",
+	.nargs = 2,
+	.argtypes = {TEXTOID, INT8ARRAYOID},
+};
+
+/* SQL: kavach.keep_permissions(agent_id, permission_ids), none of them NULL */
+static Datum
+kavach_keep_permissions_checked(PG_FUNCTION_ARGS)
+{
+	OwnerRights owner;
+	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1)};
+	uint64		gone;
+
+	query_begin(&owner);
+	query_avoid_scans();
+	gone = query_execute(&keep_permissions, values, NULL);
+	query_end(&owner);
+	PG_RETURN_BOOL(gone > 0);
 }

@@ -71,6 +71,25 @@ own_by_transaction(void)
 	return saved;
 }
 
+static LockAcquireResult
+take(const LOCKTAG *tag, LOCKMODE mode, bool dont_wait)
+{
+	ResourceOwner saved = own_by_transaction();
+	LockAcquireResult result = LockAcquire(tag, mode, false, dont_wait);
+
+	CurrentResourceOwner = saved;
+	return result;
+}
+
+static void
+give_back(const LOCKTAG *tag, LOCKMODE mode)
+{
+	ResourceOwner saved = own_by_transaction();
+
+	(void) LockRelease(tag, mode, false);
+	CurrentResourceOwner = saved;
+}
+
 /* Locks a relation to the end of the transaction. */
 void
 lock_relation(Oid relid, LOCKMODE mode)
@@ -96,10 +115,8 @@ void
 lock_acquire(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
 
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	CurrentResourceOwner = saved;
+	(void) take(&tag, ExclusiveLock, false);
 }
 
 /* Takes the lock if it is free; otherwise returns false at once. */
@@ -107,11 +124,8 @@ bool
 lock_try(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
-	bool		taken = LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
 
-	CurrentResourceOwner = saved;
-	return taken;
+	return take(&tag, ExclusiveLock, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
 /* Gives a lock back before the transaction ends. */
@@ -119,10 +133,8 @@ void
 lock_release(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
 
-	(void) LockRelease(&tag, ExclusiveLock, false);
-	CurrentResourceOwner = saved;
+	give_back(&tag, ExclusiveLock);
 }
 
 /* ---- locks that are kept, as far as there is room ---- */
@@ -135,10 +147,8 @@ bool
 lock_hold(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
-	bool		is_new = LockAcquire(&tag, ExclusiveLock, false, false) != LOCKACQUIRE_ALREADY_HELD;
+	bool		is_new = take(&tag, ExclusiveLock, false) != LOCKACQUIRE_ALREADY_HELD;
 
-	CurrentResourceOwner = saved;
 	if (is_new && held >= max_locks_per_xact / 2 && npassing < (int) lengthof(passing))
 	{
 		passing[npassing++] = tag;
@@ -153,10 +163,8 @@ void
 lock_mark(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
 
-	(void) LockAcquire(&tag, RowExclusiveLock, false, false);
-	CurrentResourceOwner = saved;
+	(void) take(&tag, RowExclusiveLock, false);
 }
 
 /* Waits until nobody else marks (class, id). */
@@ -164,11 +172,9 @@ void
 lock_wait(int class, const char *id)
 {
 	LOCKTAG		tag = lock_tag(class, id);
-	ResourceOwner saved = own_by_transaction();
 
-	(void) LockAcquire(&tag, ShareLock, false, false);
-	(void) LockRelease(&tag, ShareLock, false);
-	CurrentResourceOwner = saved;
+	(void) take(&tag, ShareLock, false);
+	give_back(&tag, ShareLock);
 }
 
 /* Before the first lock of a call: what an earlier one left behind, failing, is gone. */
@@ -182,11 +188,8 @@ lock_begin_call(void)
 void
 lock_end_call(void)
 {
-	ResourceOwner saved = own_by_transaction();
-
 	while (npassing > 0)
-		(void) LockRelease(&passing[--npassing], ExclusiveLock, false);
-	CurrentResourceOwner = saved;
+		give_back(&passing[--npassing], ExclusiveLock);
 }
 
 /* At the end of the transaction, which gives all of them back: nothing may fail. */

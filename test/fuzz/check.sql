@@ -116,6 +116,8 @@ ALTER TABLE step RENAME TO judged;
 DROP FUNCTION pg_temp.wrong_counters;
 \ir ../soak/usage.sql
 SELECT * FROM pg_temp.wrong_counters('read again');
+SELECT 'no counter is in memory: there is nothing to compare'
+ WHERE NOT EXISTS (SELECT FROM kavach.counters WHERE (tokens_used, calls_used) <> (0, 0));
 
 -- ---- what the round was like ----
 

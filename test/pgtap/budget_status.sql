@@ -1,9 +1,13 @@
 -- budget_status.sql: the view against a sum over the ledger, for every scope, measure and window.
 BEGIN;
-SELECT plan(15);
+SELECT plan(16);
 SET LOCAL timezone = 'Asia/Kathmandu';
 \ir workload.psql
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
+-- The workload has one call in an hour at most: here everybody makes one.
+SELECT count(kavach_update_policy(policy_id, enabled => false)) FROM kavach.budget_policy;
+SELECT count(kavach_authorize(agent_id, 'run', 'mcp:tool:9', tokens_cost => 3)) FROM kavach.agent;
+SELECT count(kavach_update_policy(policy_id, enabled => true)) FROM kavach.budget_policy;
 
 -- A policy of every kind, with every limit; the amounts are near to what was used.
 SELECT count(kavach_create_policy(
@@ -54,6 +58,8 @@ CREATE TEMP VIEW told AS
          s.period_end, s.amount, s.used, s.remaining, s.action, s.status, p.each
     FROM kavach.budget_status s JOIN kavach.budget_policy p USING (policy_id);
 CREATE TEMP VIEW true_ AS SELECT t.*, p.each FROM truth t JOIN kavach.budget_policy p USING (policy_id);
+-- Zeros would agree with anything.
+SELECT is((SELECT count(DISTINCT (scope, each, measure, period)) FROM true_ WHERE used <> 0), 7 * 2 * 4::bigint, 'something is used of every scope, measure and window');
 SELECT bag_eq(format('SELECT * FROM told WHERE scope = %L AND NOT each', s), format('SELECT * FROM true_ WHERE scope = %L AND NOT each', s), s || ': as the ledger says')
   FROM (VALUES ('agent'), ('user'), ('tenant'), ('all')) AS t (s);
 SELECT bag_eq(format('SELECT * FROM told WHERE scope = %L AND each AND used <> 0', s), format('SELECT * FROM true_ WHERE scope = %L AND each AND used <> 0', s), 'each ' || s || ': as the ledger says')

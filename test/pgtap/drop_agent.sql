@@ -1,6 +1,6 @@
 -- drop_agent.sql: what names an agent goes with it, however it goes; the next one of its id inherits nothing.
 BEGIN;
-SELECT plan(36);
+SELECT plan(45);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
@@ -59,6 +59,29 @@ SELECT is(count(*) > 0, true, 'the ledger has what was called') FROM kavach.audi
 INSERT INTO kavach.permission (agent_id, resource, actions) VALUES ('agt_old', '*', '{*}');
 SELECT kavach_create_agent('agt_old', 'eve');
 SELECT is(code, 'permission_denied', 'a permission without an agent comes back to life with none') FROM kavach_authorize('agt_old', 'send', 'mail');
+
+-- What a dropped agent has open is settled for whom it was authorized, also where its id is another's by then.
+SELECT kavach_create_agent('agt_open', 'ann', 'acme', permissions => '[{"resource": "*", "actions": ["*"]}]');
+SELECT count(*) FROM generate_series(1, 3) n, kavach_authorize('agt_open', 'run', 'x', tokens_cost => 30, request_id => 'open' || n);
+SELECT is(kavach_drop_agent('agt_open'), true, 'an agent with open calls is dropped');
+SELECT is(count(*), 3::bigint, 'which stay open') FROM kavach.unsettled WHERE agent_id = 'agt_open';
+SELECT is(code, 'recorded', 'one is settled') FROM kavach_record_usage('agt_open', 20, request_id => 'open1');
+SELECT kavach_create_agent('agt_open', 'eve');
+SELECT is(code, 'recorded', 'another when the id is taken again') FROM kavach_record_usage('agt_open', 20, request_id => 'open2');
+SELECT is(u.code, 'recorded', 'and one released') FROM kavach.unsettled o, kavach_record_usage('agt_open', 0, audit_id => o.id) u WHERE o.agent_id = 'agt_open';
+SELECT is(count(*), 0::bigint, 'so that none is open') FROM kavach.unsettled WHERE agent_id = 'agt_open';
+SELECT is(array_agg(DISTINCT row(user_id, tenant_id)::text), '{"(ann,acme)"}', 'for the first owner') FROM kavach.audit_log WHERE agent_id = 'agt_open';
+
+-- Whatever the tables hold, an agent is made, set and dropped by index, with plans of when they were empty, too.
+CREATE FUNCTION pg_temp.scans() RETURNS bigint LANGUAGE sql AS $$
+  SELECT sum(seq_scan)::bigint FROM pg_stat_xact_user_tables
+   WHERE schemaname = 'kavach' AND relname IN ('permission', 'budget_policy', 'budget_limit', 'budget_baseline')
+$$;
+SELECT pg_temp.scans() AS before \gset
+SELECT count(kavach_create_agent('agt_i' || n, 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]', replace => true)) FROM generate_series(1, 9) n, generate_series(1, 2);
+SELECT is(count(*) FILTER (WHERE kavach_drop_agent('agt_i' || n)), 9::bigint, 'agents are made, set and dropped') FROM generate_series(1, 9) n;
+SELECT is(pg_temp.scans(), :before::bigint, 'without reading all of what others may do');
+
 SELECT is(has_function_privilege('public', 'kavach_drop_agent(text)', 'EXECUTE'), false, 'not for everybody');
 
 SELECT * FROM finish();

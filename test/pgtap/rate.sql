@@ -1,6 +1,6 @@
 -- rate.sql: max_calls_per_hour, a permission's own limit.
 BEGIN;
-SELECT plan(29);
+SELECT plan(30);
 SET LOCAL timezone = 'UTC';
 -- The row of an answer, as a snapshot later than the call's sees it.
 CREATE FUNCTION pg_temp.row_of(uuid) RETURNS SETOF kavach.audit_log LANGUAGE sql AS 'SELECT * FROM kavach.audit_log WHERE id = $1';
@@ -105,6 +105,7 @@ SELECT cmp_ok(max(n), '=', 7::bigint, 'the fullest hour holds the limit and no m
   FROM (SELECT (SELECT count(*) FROM kavach.audit_log b WHERE b.agent_id = 'agt_w' AND b.result = 'allowed'
                    AND b.ts <= a.ts AND b.ts > a.ts - interval '1 hour') AS n
           FROM kavach.audit_log a WHERE a.agent_id = 'agt_w' AND a.result = 'allowed') AS hours;
+SELECT cmp_ok(count(*), '>', 100::bigint, 'many are refused') FROM kavach.audit_log WHERE agent_id = 'agt_w' AND result <> 'allowed';
 SELECT is(count(*), 0::bigint, 'nothing is refused that has had room for an hour and five minutes')
   FROM kavach.audit_log a
  WHERE a.agent_id = 'agt_w' AND a.result <> 'allowed'

@@ -1,6 +1,6 @@
 -- setup.sql: a file that sets agents, permissions and budgets up can be run again, and changes what it says otherwise.
 BEGIN;
-SELECT plan(41);
+SELECT plan(49);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -66,6 +66,19 @@ SELECT is(row(scope, subject, (SELECT count(*) FROM kavach.budget_baseline b WHE
 SELECT throws_ok($$SELECT kavach_create_policy(user_id => 'x', limits => '{"max_calls_total": 9}', policy_id => 'pol_sue')$$, '23505', NULL, 'without replace: an error');
 SELECT throws_ok($$SELECT kavach_create_policy(user_id => 'x', limits => '{"max_calls_total": 9}', policy_id => 'sue')$$, '22023', NULL, 'an id of another form too');
 SELECT throws_ok($$SELECT kavach_create_policy(user_id => 'x', limits => '{"max_calls_total": 9}', replace => true)$$, '22023', NULL, 'and replace without an id');
+
+-- A row that was deleted by hand leaves nothing to the next policy of its id.
+SELECT kavach_create_policy(user_id => 'sue', limits => '{"max_tokens_cost_per_day": 90, "max_calls_total": 0}', policy_id => 'pol_hand');
+SELECT is(kavach_reset_policy('pol_hand'), true, 'something is forgiven');
+DELETE FROM kavach.budget_policy WHERE policy_id = 'pol_hand';
+SELECT is(kavach_create_policy(user_id => 'sue', limits => '{"max_tokens_cost_per_day": 70}', policy_id => 'pol_hand', replace => true), 'pol_hand', 'the next of that id');
+SELECT is(limits, '{"max_tokens_cost_per_day": 70}', 'has its own limits') FROM kavach.policies WHERE policy_id = 'pol_hand';
+SELECT is(used, 60::numeric, 'and forgives nothing') FROM kavach.budget_status WHERE policy_id = 'pol_hand';
+
+SELECT is(kavach_create_agent('agt_s', 'sue', permissions => '[]', replace => true), 'agt_s', 'an empty list of permissions');
+SELECT is(count(*), 0::bigint, 'takes all away') FROM kavach.permissions WHERE agent_id = 'agt_s';
+SELECT throws_ok($$SELECT kavach_create_agent('agt_s', 'sue')$$, '23505', NULL, 'without replace: an error');
+SELECT throws_ok($$SELECT kavach_create_agent('agt_s', 'agt_s', replace => true)$$, '22023', NULL, 'with bad input as well');
 
 SELECT * FROM finish();
 ROLLBACK;

@@ -16,6 +16,9 @@ ANALYZE soak.log;
 
 -- ---- faults ----
 
+SELECT 'no admitted call was acknowledged: there is nothing to judge'
+ WHERE NOT EXISTS (SELECT FROM soak.log JOIN ledger USING (id) WHERE state = 'kept' AND allowed);
+
 SELECT 'acknowledged, and not in the ledger as told', l.*
   FROM soak.log l LEFT JOIN ledger r USING (id)
  WHERE l.state = 'kept'
@@ -174,6 +177,8 @@ END
 $$;
 SELECT * FROM pg_temp.wrong_answers();
 SELECT * FROM pg_temp.wrong_counters('read again');
+SELECT 'no counter is in memory: there is nothing to compare'
+ WHERE NOT EXISTS (SELECT FROM kavach.counters WHERE (tokens_used, calls_used) <> (0, 0));
 
 -- ---- what the round was like ----
 

@@ -2,6 +2,9 @@
 #
 #   Judge::install($node);                              # in a database that has kavach
 #   is(Judge::faults($node), '', 'nothing is left');    # counters, budgets and reports agree with the ledger
+#
+# That there was nothing to compare is a fault, too. Where no counter is in memory, as after a restart, say so:
+#   is(Judge::faults_unread($node), '', 'budgets and reports agree');
 package Judge;
 use strict;
 use warnings;
@@ -25,6 +28,15 @@ SELECT 'permission', permission_id::text, 'five_minutes', date_bin('5 minutes', 
 CREATE VIEW usage AS
 SELECT scope, subject, period, start, sum(tokens) AS tokens, sum(calls) AS calls FROM charge GROUP BY 1, 2, 3, 4;
 
+-- How much there is to compare: zeros would agree with anything.
+CREATE VIEW compared AS
+SELECT 'counters' AS what, count(*) AS n FROM kavach.counters WHERE (tokens_used, calls_used) <> (0, 0)
+ UNION ALL
+SELECT 'budgets', count(*) FILTER (WHERE b.used <> 0) FROM kavach.budget_limit l LEFT JOIN kavach.budget_status b USING (policy_id, measure, period)
+HAVING count(*) > 0
+ UNION ALL
+SELECT 'reports', count(*) FROM kavach.usage_by_agent WHERE tokens_cost <> 0;
+
 CREATE VIEW fault AS
 SELECT 'held: ' || concat_ws(' ', scope, subject, period, tokens_pending, calls_pending, pins) AS what
   FROM kavach.counters WHERE pins <> 0 OR tokens_pending <> 0 OR calls_pending <> 0
@@ -39,9 +51,23 @@ SELECT 'budget: ' || concat_ws(' ', b.scope, b.subject, b.measure, b.period, b.u
   LEFT JOIN usage u ON u.scope = b.scope AND u.period = b.period AND u.start = b.period_start AND u.subject IS NOT DISTINCT FROM b.subject
  WHERE b.used <> coalesce(CASE b.measure WHEN 'tokens' THEN u.tokens ELSE u.calls END, 0)
  UNION ALL
-SELECT 'report: ' || concat_ws(' ', r.agent_id, r.tokens_cost, 'ledger:', u.tokens)
-  FROM kavach.usage_by_agent r JOIN usage u ON (u.scope, u.subject, u.period) = ('agent', r.agent_id, 'total')
- WHERE r.tokens_cost <> u.tokens;
+SELECT 'budget: no row for ' || concat_ws(' ', policy_id, measure, period)
+  FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) LEFT JOIN kavach.budget_status b USING (policy_id, measure, period)
+ WHERE NOT p.each AND b.used IS NULL
+ UNION ALL
+SELECT 'report: ' || concat_ws(' ', coalesce(r.agent_id, u.subject), r.tokens_cost, r.calls - r.denied, 'ledger:', u.tokens, u.calls)
+  FROM kavach.usage_by_agent r
+  FULL JOIN (SELECT * FROM usage WHERE (scope, period) = ('agent', 'total')) AS u ON u.subject = r.agent_id
+ WHERE (r.tokens_cost, r.calls - r.denied) IS DISTINCT FROM (coalesce(u.tokens, 0), coalesce(u.calls, 0))
+ UNION ALL
+SELECT 'nothing to compare: ' || what FROM compared WHERE n = 0;
+
+-- What a call by each agent brings into memory, and is not there.
+CREATE VIEW unread AS
+SELECT u.scope, u.subject, u.period, u.start
+  FROM usage u
+  LEFT JOIN kavach.counters c ON u.scope = c.scope AND u.period = c.period AND u.start = c.period_start AND u.subject IS NOT DISTINCT FROM c.subject
+ WHERE c.tokens_used IS NULL AND u.scope <> 'permission' AND (u.scope = 'all' OR u.subject IS NOT NULL);
 };
 
 sub install
@@ -55,6 +81,13 @@ sub faults
 {
 	my ($node, $database) = @_;
 	return $node->safe_psql($database // 'postgres', 'SELECT what FROM fault ORDER BY 1');
+}
+
+# The same, but that there need not be a counter.
+sub faults_unread
+{
+	my ($node, $database) = @_;
+	return $node->safe_psql($database // 'postgres', q{SELECT what FROM fault WHERE what <> 'nothing to compare: counters' ORDER BY 1});
 }
 
 1;

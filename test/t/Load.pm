@@ -85,11 +85,12 @@ sub judge
 sub figures_agree
 {
 	my ($node) = @_;
-	# first where the counters may have to be read yet, then with them in memory
-	for my $call ('SELECT', q{SELECT FROM kavach_authorize('agt_0', 'run', 'x', 0)})
+	# first where the counters may have to be read yet, then with all of them in memory
+	for my $read (0, 1)
 	{
-		$node->safe_psql('postgres', $call);
-		is(Judge::faults($node), '', 'counters, budgets and usage by agent are what the ledger says');
+		$node->safe_psql('postgres', q{SELECT count(kavach_authorize('agt_' || n, 'run', 'x', 0)) FROM generate_series(0, 4) n}) if $read;
+		is($node->safe_psql('postgres', 'SELECT * FROM unread'), '', 'all that was used is in memory') if $read;
+		is($read ? Judge::faults($node) : Judge::faults_unread($node), '', 'counters, budgets and usage by agent are what the ledger says');
 		is($node->safe_psql('postgres', qq{
 			SELECT count(DISTINCT n), max(n) <= $limit FROM (
 			  SELECT sum(tokens_cost) FROM kavach.audit_log

@@ -163,7 +163,7 @@ $one->query("BEGIN; SELECT call('agt_b', 10); SAVEPOINT a; SET LOCAL statement_t
 like($one->query("SELECT call('agt_b', 3, 'held')"), qr/57014/, 'cancelled after a savepoint');
 like($one->query("ROLLBACK TO a; SELECT call('agt_b', 20); COMMIT"), qr/^allowed/, 'the transaction goes on from there');
 is(spent() - $before, 30, 'and charges the rest');
-is($one->query(q{SET statement_timeout = '20ms'; DO $$ BEGIN
+is($one->query(q{SET statement_timeout = '500ms'; DO $$ BEGIN
 	PERFORM call('agt_b', 40);
 	BEGIN PERFORM call('agt_b', 80); PERFORM call('agt_b', 3, 'held'); EXCEPTION WHEN query_canceled THEN NULL; END;
 	PERFORM call('agt_b', 160); END $$; RESET statement_timeout}), '', 'cancelled in a block that catches it');
@@ -301,6 +301,8 @@ for (my $round = 1; $cancelled < 100; $round++)
 		push @answers, @lines;
 	}
 }
+# The last that was done may have been a reload: a call each brings the counters back that are to be judged.
+push @answers, $sessions[$_]->query("SELECT 'told ' || audit_id FROM kavach_authorize('$agents[$_]', 'run', 'x', tokens_cost => 1)") for 0 .. 1;
 judge_answers('cancels', "'agt_c', 'agt_d'", @answers);
 note("$timeout timeouts, $cancelled cancels");
 is($_->query("SELECT call('agt_a', 1)") =~ s/ .*//r, 'allowed', 'the sessions go on') for @sessions;

@@ -132,7 +132,8 @@ $client->send(Wire::query_message("SELECT call(10, 'held')"));
 $watch->until_row("SELECT FROM pg_locks WHERE NOT granted AND locktype = 'userlock' AND pid = $client->{pid}");
 $client->close;
 $watch->until_gone($client->{pid});
-pass('a client that goes away in a wait is noticed with client_connection_check_interval');
+like(slurp_file($node->logfile), qr/\[$client->{pid}\] .*FATAL:  connection to client lost/, 'a client that goes away in a wait is noticed with client_connection_check_interval');
+is($watch->query("SELECT state FROM pg_stat_activity WHERE pid = $holder->{pid}"), 'idle in transaction', 'while the other still makes it wait');
 after($holder, 0, 'and who made it wait goes away as well');
 
 $client = Wire->new($node);

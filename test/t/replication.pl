@@ -48,6 +48,21 @@ obeyed(q{SELECT kavach_revoke_agent('agt_a')}, 'agent_revoked|', 'a revocation')
 obeyed(q{SELECT kavach_restore_agent('agt_a')}, 'allowed|', 'a restoration');
 obeyed(q{SELECT kavach_revoke_permission(permission_id) FROM kavach.permission}, 'permission_denied|', 'a permission that is taken away');
 obeyed(q{SELECT kavach_grant_permission('agt_a', '*', '{*}')}, 'allowed|', 'another');
+
+# An agent goes with what names it, of the subscriber's own, too; what the publisher deletes besides is gone by then.
+my $left = q{SELECT (SELECT count(*) FROM kavach.permission), (SELECT count(*) FROM kavach.budget_policy), (SELECT count(*) FROM kavach.budget_limit), (SELECT count(*) FROM kavach.budget_baseline)};
+$publisher->safe_psql('postgres', q{
+	SELECT kavach_create_policy(agent_id => 'agt_a', limits => '{"max_calls_total": 100}');
+	SELECT kavach_create_policy(policy_id => 'pol_each', each => 'agent', limits => '{"max_tokens_cost_total": 100}');
+	SELECT kavach_reset_policy('pol_each', 'agt_a')});
+$publisher->wait_for_catchup('decisions');
+$subscriber->safe_psql('postgres', q{SELECT kavach_create_policy(agent_id => 'agt_a', limits => '{"max_tokens_cost_total": 50}')});
+is($subscriber->safe_psql('postgres', $left), '1|3|3|1', 'there is something to go');
+obeyed(q{SELECT kavach_drop_agent('agt_a')}, 'agent_not_found|', 'an agent that is dropped');
+is($_->safe_psql('postgres', $left), '0|1|1|0', 'and what names it, on the ' . $_->name) for $publisher, $subscriber;
+obeyed(q{SELECT kavach_create_agent('agt_a', 'eve', permissions => '[{"resource": "*", "actions": ["*"]}]'); SELECT kavach_create_policy(agent_id => 'agt_a', policy_id => 'pol_a', limits => '{"max_tokens_cost_total": 90}')}, 'allowed|90', 'the next one of its id has its own');
+obeyed(q{BEGIN; DELETE FROM kavach.agent; SELECT kavach_create_agent('agt_a', 'bob', permissions => '[{"resource": "*", "actions": ["*"]}]'); COMMIT}, 'allowed|100', 'also in one transaction');
+is($subscriber->safe_psql('postgres', $left), '1|1|1|0', 'which is just that');
 my $inside = pop @sessions;
 $inside->query('COMMIT');	# or TRUNCATE would wait for it
 $inside->quit;

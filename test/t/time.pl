@@ -94,13 +94,13 @@ my $ledger = q{SELECT s.scope, s.subject, w.period, w.start, sum(coalesce(tokens
   FROM kavach.audit_log CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('all', NULL)) AS s (scope, subject)
  CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', ts, 'UTC')), ('day', date_trunc('day', ts, 'UTC')), ('month', date_trunc('month', ts, 'UTC')), ('total', '-infinity')) AS w (period, start)
  WHERE result = 'allowed' GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4};
-is($one->query("SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x"), '0', 'every counter is what the ledger says');
+is($one->query("SELECT (SELECT count(*) > 10 FROM ($sums) AS c), (SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x)"), 't|0', 'every counter is what the ledger says');
 $one->query('SELECT kavach_reload_counters()');
 is(call($one, $late, '2027-06-15 23:59:59', 1), 'budget_exceeded|0', 'read again, the day before midnight is full');
 is(call($one, $late, '2027-06-16 00:00:03', 1), 'budget_exceeded|0', 'and the day after');
 is(call($one, $refund, '2027-06-16 02:00:00', 1), 'budget_exceeded|0', 'a refund counts in its own day');
 is(call($one, $leap, '2028-02-15 00:00:00', 4), 'allowed|0', 'and a leap February has what was left');
-is($one->query("SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x"), '0', 'every counter is what the ledger says');
+is($one->query("SELECT (SELECT count(*) > 10 FROM ($sums) AS c), (SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x)"), 't|0', 'every counter is what the ledger says');
 $_->quit for $one, $two;
 $node->stop;
 done_testing();
