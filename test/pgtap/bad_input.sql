@@ -1,6 +1,6 @@
 -- bad_input.sql: bad input is an error with its SQLSTATE and changes nothing.
 BEGIN;
-SELECT plan(274);
+SELECT plan(278);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -32,6 +32,11 @@ BEGIN
   EXECUTE format('DELETE FROM %I', relation);
   RETURN true;
 END $$;
+
+-- what no text can hold
+SELECT pg_temp.refuses('22P05',
+  $$kavach_authorize('agt_a', 'run', 'x', arguments => '{"to": "\u0000"}')$$, $$kavach_record_usage('agt_a', 1, metadata => '{"\u0000": 1}')$$,
+  $$kavach_create_agent('agt_x', 'ann', metadata => '{"a": "\u0000"}')$$, $$kavach_update_agent('agt_a', '{"name": "\u0000"}')$$);
 
 -- agents
 SELECT pg_temp.refuses('22004',

@@ -1,6 +1,6 @@
 -- setup.sql: a file that sets agents, permissions and budgets up can be run again, and changes what it says otherwise.
 BEGIN;
-SELECT plan(45);
+SELECT plan(49);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -23,8 +23,12 @@ SELECT is(kavach_update_permission(:p, '{"resource": "post", "actions": ["*"], "
 SELECT is(row(resource, actions, constraints)::text, '(post,{*},{})', 'is changed') FROM kavach.permissions WHERE permission_id = :p;
 SELECT is(code, 'allowed', 'and obeyed') FROM kavach_authorize('agt_a', 'delete', 'post');
 SELECT throws_ok(format('SELECT kavach_update_permission(%s, %L)', :p, changes), state, NULL, changes)
-  FROM (VALUES ('{"agent_id": "x"}', '22023'), ('{"actions": []}', '22023'), ('{"actions": "run"}', '22023'), ('{"resource": null}', '22004'),
+  FROM (VALUES ('{"agent_id": "x"}', '22023'), ('{"actions": []}', '22023'), ('{"actions": "run"}', '22023'), ('{"resource": null}', '22004'), ('{"resource": 5}', '22023'),
                ('{"resource": "a*"}', '22023'), ('{"constraints": {"x": 1}}', '22023'), ('[]', '22023'), (NULL, '22004')) AS t (changes, state);
+SELECT kavach_grant_permission('agt_a', 'post', '{get,put}') AS other \gset
+SELECT throws_ok(format('SELECT kavach_update_permission(%s, %L)', :other, '{"actions": ["*"]}'), '23505', NULL, 'just as another one, whose rate it would add to: an error');
+SELECT is(kavach_update_permission(:other, '{"actions": ["put", "get", "put"]}'), true, 'just as itself: none');
+SELECT is(kavach_revoke_permission(:other), true, 'as it was');
 SELECT throws_ok('SELECT kavach_update_permission(0, ''{}'')', '42704', NULL, 'an unknown permission: an error');
 
 -- The whole file, again and again.
