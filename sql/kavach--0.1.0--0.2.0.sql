@@ -396,7 +396,7 @@ AS $$
 DECLARE
   permission jsonb;
   key text;
-  granted bigint[] := '{}';
+  granted bigint[] := ARRAY[]::bigint[];
 BEGIN
   IF jsonb_typeof(permissions) <> 'array' THEN
     RAISE EXCEPTION 'permissions must be a JSON array'
