@@ -79,26 +79,28 @@ is(call($two, $late, '2027-06-16 00:00:03', 1), 'budget_exceeded|0', 'and not to
 is($two->query(qq{SELECT period, period_start AT TIME ZONE 'UTC', tokens_used, calls_used, tokens_pending, pins FROM kavach.counters WHERE subject = '$late' AND period = 'day' ORDER BY 2}),
 	"day|2027-06-15 00:00:00|10|2|0|0\nday|2027-06-16 00:00:00|10|1|0|0", 'as the counters have it');
 
-# ---- a refund is booked when it is recorded ----
+# ---- what is given back counts in the day of its authorization ----
 
 my $refund = agent('{"max_tokens_cost_per_day": 10}');
 my $audit = $one->query(qq{SET kavach.clock = '2027-06-15 23:00:00+00'; SELECT audit_id FROM kavach_authorize('$refund', 'run', 'x', tokens_cost => 10)});
-is($two->query(qq{SET kavach.clock = '2027-06-16 01:00:00+00'; SELECT tokens_charged, tokens_remaining FROM kavach_record_usage('$refund', 3, '$audit')}), '-7|17', 'a refund after midnight');
-is(call($one, $refund, '2027-06-15 23:30:00', 1), 'budget_exceeded|0', 'leaves the day before as it was');
-is(call($one, $refund, '2027-06-16 02:00:00', 17), 'allowed|0', 'and lowers its own');
+is($two->query(qq{SET kavach.clock = '2027-06-16 01:00:00+00'; SELECT tokens_charged, tokens_remaining FROM kavach_record_usage('$refund', 3, '$audit')}), '-7|10', 'a refund after midnight');
+is(call($one, $refund, '2027-06-15 23:30:00', 1), 'allowed|6', 'is room in the day before');
+is(call($one, $refund, '2027-06-16 02:00:00', 10), 'allowed|0', 'and none in its own');
 
 # ---- the same from the ledger ----
 
 my $sums = q{SELECT scope, subject, period, period_start, tokens_used, calls_used FROM kavach.counters WHERE scope IN ('agent', 'user', 'all') AND (tokens_used, calls_used) <> (0, 0) ORDER BY 1, 2, 3, 4};
 my $ledger = q{SELECT s.scope, s.subject, w.period, w.start, sum(coalesce(tokens_cost, 0)), count(*) FILTER (WHERE kind = 'authorize')
-  FROM kavach.audit_log CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('all', NULL)) AS s (scope, subject)
- CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', ts, 'UTC')), ('day', date_trunc('day', ts, 'UTC')), ('month', date_trunc('month', ts, 'UTC')), ('total', '-infinity')) AS w (period, start)
+  FROM (SELECT *, least(ts, (SELECT a.ts FROM kavach.audit_log a WHERE a.id = l.settles AND l.tokens_cost < 0)) AS at FROM kavach.audit_log l) AS r
+ CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('all', NULL)) AS s (scope, subject)
+ CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', at, 'UTC')), ('day', date_trunc('day', at, 'UTC')), ('month', date_trunc('month', at, 'UTC')), ('total', '-infinity')) AS w (period, start)
  WHERE result = 'allowed' GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4};
 is($one->query("SELECT (SELECT count(*) > 10 FROM ($sums) AS c), (SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x)"), 't|0', 'every counter is what the ledger says');
 $one->query('SELECT kavach_reload_counters()');
 is(call($one, $late, '2027-06-15 23:59:59', 1), 'budget_exceeded|0', 'read again, the day before midnight is full');
 is(call($one, $late, '2027-06-16 00:00:03', 1), 'budget_exceeded|0', 'and the day after');
-is(call($one, $refund, '2027-06-16 02:00:00', 1), 'budget_exceeded|0', 'a refund counts in its own day');
+is(call($one, $refund, '2027-06-16 02:00:00', 1), 'budget_exceeded|0', 'a refund is no room in its own day');
+is(call($one, $refund, '2027-06-15 23:45:00', 6), 'allowed|0', 'but in that of its authorization');
 is(call($one, $leap, '2028-02-15 00:00:00', 4), 'allowed|0', 'and a leap February has what was left');
 is($one->query("SELECT (SELECT count(*) > 10 FROM ($sums) AS c), (SELECT count(*) FROM (($sums) EXCEPT ALL ($ledger)) AS x)"), 't|0', 'every counter is what the ledger says');
 $_->quit for $one, $two;
