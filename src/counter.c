@@ -39,7 +39,8 @@
  * Earlier windows: what a settlement gives back counts in the windows of its
  * authorization.  One that has ended by now is changed where it is in memory,
  * and not loaded otherwise: nobody charges it any more, unless the clock steps
- * back.  Who loads it just then may miss that refund, which errs on the safe side.
+ * back.  Who loads it just then may miss that refund, which errs on the safe side;
+ * the transaction itself, which sees its row, has to, as it may yet roll back.
  *
  * Eviction goes round the partitions, by a hand that remembers where it stood,
  * and round the entries of each, oldest first: one that was pinned since the
@@ -150,6 +151,9 @@ static LWLockPadded *partition_locks = NULL;
 static dlist_head own_charges = DLIST_STATIC_INIT(own_charges);
 static dlist_head free_charges = DLIST_STATIC_INIT(free_charges);
 static int	num_free_charges = 0;
+
+/* Whether this transaction has given back in an earlier window that it has not pinned. */
+static bool refunded_unpinned = false;
 
 ENTRY_POINT(kavach_current_usage, 4, 3);
 ENTRY_POINT(kavach_counters, 0, 9);
@@ -771,7 +775,7 @@ load_set(CounterSet *set)
 		if (longest[scope] < 0)
 			lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
 	}
-	tally_subjects(&set->subject, set->ts, longest, usage);
+	tally_subjects(&set->subject, set->ts, longest, !refunded_unpinned, usage);
 	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
 	{
 		if (longest[scope] < 0)
@@ -952,6 +956,8 @@ counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
 			return false;
 	for (int i = 0; i < set->nsubject; i++)
 	{
+		if (tokens < 0 && set->counters[i].charge == NULL)
+			refunded_unpinned = true;
 		if (!takes(&set->counters[i], tokens))
 			continue;
 		add_charge(set->counters[i].charge, MEASURE_TOKENS, tokens);
@@ -1019,7 +1025,7 @@ tally_missing(const Subject *subject, TimestampTz ts, const int missing[NUM_SCOP
 
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
 		longest[scope] = missing[scope] ? pg_leftmost_one_pos32(missing[scope]) : -1;
-	tally_subjects(subject, ts, longest, tally);
+	tally_subjects(subject, ts, longest, true, tally);
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
 		for (int period = 0; period < NUM_PERIODS; period++)
 			if (missing[scope] & PERIOD_BIT(period))
@@ -1190,6 +1196,7 @@ counter_end_transaction(bool commit)
 {
 	int			held = -1;
 
+	refunded_unpinned = false;
 	if (dlist_is_empty(&own_charges))
 		return;
 	while (!dlist_is_empty(&own_charges))

@@ -139,6 +139,7 @@ extern uint64 query_select(Statement *statement, Datum *values, const char *null
 extern uint64 query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_forget(Statement *statement);
 extern void query_avoid_scans(void);
+extern void query_ignore_own(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
 extern OptionalInt64 query_int64(uint64 row, int column);
@@ -325,7 +326,7 @@ extern void counter_end_subtransaction(bool commit, int level);
 /* ---- tally.c: usage, summed up from the ledger ---- */
 
 extern void tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
-						   Usage usage[NUM_SCOPES][NUM_PERIODS]);
+						   bool own, Usage usage[NUM_SCOPES][NUM_PERIODS]);
 extern void tally_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
 					   Usage usage[RATE_WINDOWS]);
 

@@ -33,6 +33,9 @@
 
 static Oid	ledger = InvalidOid;	/* InvalidOid: to be looked up */
 
+/* Whether what the transaction has written itself is left out; to query_end. */
+static bool ignore_own = false;
+
 static void
 forget_ledger(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -93,6 +96,8 @@ query_begin(OwnerRights *saved)
 	MemoryContext context = CurrentMemoryContext;
 	Oid			owner = ledger_owner();
 
+	ignore_own = false;
+
 	partition_refresh(ledger_oid());
 
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
@@ -111,6 +116,7 @@ query_end(OwnerRights *saved)
 {
 	MemoryContext context = CurrentMemoryContext;
 
+	ignore_own = false;
 	SPI_finish();
 	MemoryContextSwitchTo(context);
 	AtEOXact_GUC(false, saved->guc_level);
@@ -143,11 +149,15 @@ run(Statement *statement, Datum *values, const char *nulls, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = prepared(statement);
+	Snapshot	snapshot;
 	int			result;
 
 	CommandCounterIncrement();
+	snapshot = GetLatestSnapshot();
+	if (ignore_own)
+		snapshot->curcid = FirstCommandId;
 	result = SPI_execute_snapshot(plan, values, nulls,
-								  GetLatestSnapshot(), InvalidSnapshot,
+								  snapshot, InvalidSnapshot,
 								  read_only, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
@@ -191,6 +201,13 @@ query_avoid_scans(void)
 {
 	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/* From here to query_end, what the transaction has written itself is not seen. */
+void
+query_ignore_own(void)
+{
+	ignore_own = true;
 }
 
 /* Runs a utility statement. */

@@ -4,7 +4,7 @@
  *
  * What a counter is loaded from, and what answers where there are no counters
  * (a standby).  Sums are over committed rows in the latest snapshot, and the
- * transaction's own.
+ * transaction's own, where they are asked for.
  *
  * A row counts in the windows of kavach.charged_at, which is never later than
  * its ts: so rows are looked for from the start of the window on, with no end.
@@ -232,17 +232,19 @@ tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_S
 /*
  * The usage of subjects in the windows that ts falls into.  longest: for each
  * scope the longest window that is wanted, or -1 for none; what is returned of
- * longer ones means nothing.
+ * longer ones means nothing.  own: whether the transaction's own rows count.
  */
 void
 tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
-			   Usage usage[NUM_SCOPES][NUM_PERIODS])
+			   bool own, Usage usage[NUM_SCOPES][NUM_PERIODS])
 {
 	OwnerRights owner;
 
 	memset(usage, 0, sizeof(Usage) * NUM_SCOPES * NUM_PERIODS);
 	query_begin(&owner);
 	refuse_during_restore();
+	if (!own)
+		query_ignore_own();
 	if (longest[SCOPE_AGENT] >= 0)
 		tally_agent_rows(subject->ids[SCOPE_AGENT], ts, longest[SCOPE_AGENT], usage[SCOPE_AGENT]);
 	if (longest[SCOPE_USER] >= 0 || longest[SCOPE_TENANT] >= 0 || longest[SCOPE_ALL] >= 0)
