@@ -180,6 +180,27 @@ is_key_of_ledger(Relation index)
 	return false;
 }
 
+/*
+ * Whether an index is one by which the ledger knows a call again: what it keeps
+ * unique is unique by the rules of kavach, not by somebody else's.
+ */
+bool
+guard_is_key_of_calls(const char *schema, const char *name)
+{
+	Oid			namespace_id = schema ? get_namespace_oid(schema, true) : InvalidOid;
+	Oid			index_id = OidIsValid(namespace_id) && name ? get_relname_relid(name, namespace_id) : InvalidOid;
+	Oid			table = OidIsValid(index_id) ? table_of_unique_index(index_id) : InvalidOid;
+	Relation	index;
+	bool		is_key;
+
+	if (!OidIsValid(table) || !OidIsValid(ledger_of(table)))
+		return false;
+	index = index_open(index_id, AccessShareLock);
+	is_key = is_key_of_ledger(index);
+	index_close(index, NoLock);
+	return is_key;
+}
+
 /* Whether another index of the same table keeps unique what this one does. */
 static bool
 can_replace(Relation other, Relation index, Relation table)

@@ -422,6 +422,7 @@ extern bool worker_make_partitions(Oid ledger, TimestampTz ts);
 /* ---- guard.c: what nobody may change or remove ---- */
 
 extern void guard_install(void);
+extern bool guard_is_key_of_calls(const char *schema, const char *name);
 
 /* ---- lock.c: heavyweight locks of our own ---- */
 

@@ -298,6 +298,14 @@ insert(const LedgerRow *row)
 		insert_by_statement(&values);
 }
 
+/* Whether the row is there already, rather than one that a constraint of somebody else's forbids. */
+static bool
+is_recorded_meanwhile(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION &&
+		guard_is_key_of_calls(error->schema_name, error->constraint_name);
+}
+
 /*
  * Inserts a row that only one of two transactions can.  The other one has
  * committed its row since this one looked, under a lock that the other has given
@@ -318,7 +326,7 @@ insert_unique(const LedgerRow *row)
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
+		if (!is_recorded_meanwhile(error))
 			PG_RE_THROW();
 		FlushErrorState();
 		ereport(ERROR,

@@ -89,6 +89,7 @@ $app->query('RESET ROLE; RESET kavach.clock; SET ROLE myapp');
 change('CREATE UNIQUE INDEX once ON kavach.audit_log_2026_03 (resource) WHERE resource LIKE \'once%\'');
 goes('UNIQUE', 'resource', 'once', q{'agt_a', 'run', 'once', 1});
 refused('UNIQUE', '23505', q{'agt_a', 'run', 'once', 1});
+refused('UNIQUE, with a request_id', '23505', q{'agt_a', 'run', 'once', 1, request_id => 'never'});
 goes('UNIQUE', 'resource', 'once more', q{'agt_a', 'run', 'once more', 1});
 change('DROP INDEX kavach.once');
 
