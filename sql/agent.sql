@@ -58,7 +58,7 @@ LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_forget_agent';
 
 COMMENT ON FUNCTION kavach.forget_agent(text) IS
-  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it. Errors: 22004, 22023, 22001 bad input.';
+  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it.';
 
 CREATE FUNCTION kavach.agent_gone()
 RETURNS trigger
@@ -118,6 +118,11 @@ BEGIN
           kavach.check_id(user_id, 'user_id'),
           kavach.check_id(tenant_id, 'tenant_id', required => false),
           kavach.check_id(name, 'name', required => false);
+  IF replace AND agent_id IS NULL THEN
+    RAISE EXCEPTION 'replace needs an agent_id'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give the id of the agent to replace, as it would be another one each time.';
+  END IF;
 
   LOOP
     INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)

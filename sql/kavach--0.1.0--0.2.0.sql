@@ -119,7 +119,7 @@ LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_forget_agent';
 
 COMMENT ON FUNCTION kavach.forget_agent(text) IS
-  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it. Errors: 22004, 22023, 22001 bad input.';
+  'Removes the permissions of an agent, the budgets that name it, and what was forgiven to it.';
 
 CREATE FUNCTION kavach.agent_gone()
 RETURNS trigger
@@ -179,6 +179,11 @@ BEGIN
           kavach.check_id(user_id, 'user_id'),
           kavach.check_id(tenant_id, 'tenant_id', required => false),
           kavach.check_id(name, 'name', required => false);
+  IF replace AND agent_id IS NULL THEN
+    RAISE EXCEPTION 'replace needs an agent_id'
+      USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give the id of the agent to replace, as it would be another one each time.';
+  END IF;
 
   LOOP
     INSERT INTO kavach.agent (agent_id, user_id, tenant_id, name, expires_at, metadata)
@@ -1036,7 +1041,7 @@ DECLARE
   changed boolean := false;
 BEGIN
   LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
-  IF access <> 'admin' AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
+  IF access IN ('app', 'reader') AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
     RAISE EXCEPTION 'role "%" has access admin, which includes %', role, access
       USING ERRCODE = 'invalid_parameter_value',
             HINT = format('SELECT kavach_revoke_role(%L, ''admin''), then grant what is to stay.', role);

@@ -106,7 +106,7 @@ DECLARE
   changed boolean := false;
 BEGIN
   LOCK TABLE kavach.agent IN SHARE UPDATE EXCLUSIVE MODE;
-  IF access <> 'admin' AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
+  IF access IN ('app', 'reader') AND (SELECT bool_and(p.held) FROM kavach.privileges(role, 'admin') p) THEN
     RAISE EXCEPTION 'role "%" has access admin, which includes %', role, access
       USING ERRCODE = 'invalid_parameter_value',
             HINT = format('SELECT kavach_revoke_role(%L, ''admin''), then grant what is to stay.', role);

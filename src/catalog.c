@@ -553,13 +553,15 @@ static Statement forget_agent[] = {
 	},
 };
 
-/* SQL: kavach.forget_agent(agent_id) */
+/* SQL: kavach.forget_agent(agent_id): whatever the id is, of a row that was written by hand, too */
 static Datum
 kavach_forget_agent_checked(PG_FUNCTION_ARGS)
 {
 	OwnerRights owner;
-	Datum		values[] = {CStringGetTextDatum(required_id_arg(fcinfo, 0, "agent_id"))};
+	Datum		values[] = {PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0)};
 
+	if (PG_ARGISNULL(0))
+		PG_RETURN_BOOL(false);
 	query_begin(&owner);
 	query_avoid_scans();
 	for (int i = 0; i < (int) lengthof(forget_agent); i++)

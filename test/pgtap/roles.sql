@@ -1,6 +1,6 @@
 -- roles.sql: access is granted to the role itself, and taken back without touching what is another's.
 BEGIN;
-SELECT plan(63);
+SELECT plan(64);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
@@ -42,6 +42,7 @@ SELECT is(may::text, '(t,f,f)', 'and no more') FROM pg_temp.may('kv_two');
 SELECT is(kavach_grant_role('kv_two', 'admin'), true, 'admin');
 SELECT is(may::text, '(t,t,t)', 'includes both') FROM pg_temp.may('kv_two');
 SELECT throws_ok($$SELECT kavach_revoke_role('kv_two', 'reader')$$, '22023', NULL, 'so that none is taken out of it');
+SELECT throws_ok($$SELECT kavach_revoke_role('kv_two', 'root')$$, '22023', 'unrecognized access "root"', 'an unknown access is that');
 SELECT is(kavach_revoke_role('kv_two', 'admin'), true, 'it goes');
 SELECT is(may::text, '(f,f,f)', 'with all of it') FROM pg_temp.may('kv_two');
 SELECT is(string_agg(x::text, ', '), NULL, 'nothing is left in any ACL')

@@ -1,6 +1,6 @@
 -- setup.sql: a file that sets agents, permissions and budgets up can be run again, and changes what it says otherwise.
 BEGIN;
-SELECT plan(49);
+SELECT plan(50);
 SET LOCAL timezone = 'UTC';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -80,5 +80,6 @@ SELECT is(count(*), 0::bigint, 'takes all away') FROM kavach.permissions WHERE a
 SELECT throws_ok($$SELECT kavach_create_agent('agt_s', 'sue')$$, '23505', NULL, 'without replace: an error');
 SELECT throws_ok($$SELECT kavach_create_agent('agt_s', 'agt_s', replace => true)$$, '22023', NULL, 'with bad input as well');
 
+SELECT throws_ok($$SELECT kavach_create_agent(user_id => 'x', replace => true)$$, '22023', NULL, 'of an agent as well');
 SELECT * FROM finish();
 ROLLBACK;
