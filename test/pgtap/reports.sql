@@ -1,6 +1,6 @@
 -- reports.sql: every report is a sum over the ledger, and they all agree.
 BEGIN;
-SELECT plan(47);
+SELECT plan(48);
 SET LOCAL timezone = 'UTC';
 \ir workload.psql
 
@@ -119,6 +119,11 @@ SELECT results_eq('SELECT * FROM pg_temp.pages(64)', 'SELECT id FROM kavach.audi
 SELECT bag_eq($$SELECT coalesce(j ->> 'id', j ->> 'audit_id') FROM (SELECT to_jsonb(u) FROM kavach.unsettled u) AS t (j)$$,
               $$SELECT id::text FROM kavach.audit_log a WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NOT NULL
                    AND NOT EXISTS (SELECT FROM kavach.audit_log s WHERE s.settles = a.id)$$, 'unsettled: admitted with a cost, and no row settles it');
+
+-- Bounds that are no constants are asked for with every row: no body of SQL's or PL/pgSQL's there.
+SELECT is(string_agg(DISTINCT l.lanname || ' ' || p.provolatile::text, ', '), 'c i', 'what gives reports their bounds is C, and immutable')
+  FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+ WHERE p.pronamespace = 'kavach'::regnamespace AND p.proname IN ('range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts');
 
 SELECT * FROM finish();
 ROLLBACK;
