@@ -708,9 +708,9 @@ check_share(const CounterSet *set)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("the transaction calls kavach for too many agents"),
-				 errdetail("It holds %d usage counters; one transaction may hold %d, at %d for each agent, user and tenant.",
-						   (int) own_entries->members, share, NUM_PERIODS),
-				 errhint("Commit every thousand agents, or increase kavach.max_counters.")));
+				 errdetail("It holds %d usage counters; one transaction may hold %d, at %d for each agent, user and tenant, and %d for each permission with a rate per hour.",
+						   (int) own_entries->members, share, NUM_PERIODS, RATE_WINDOWS),
+				 errhint("Commit more often, or increase kavach.max_counters.")));
 }
 
 /* ---- loading ---- */

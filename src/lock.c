@@ -192,7 +192,7 @@ lock_end_call(void)
 		give_back(&passing[--npassing], ExclusiveLock);
 }
 
-/* At the end of the transaction, which gives all of them back: nothing may fail. */
+/* At the end of the transaction, which gives all of them back, or passes them on as it is prepared: nothing may fail. */
 void
 lock_end_transaction(void)
 {

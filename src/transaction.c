@@ -124,6 +124,10 @@ at_transaction_event(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			refuse_prepare();
 			break;
+		case XACT_EVENT_PREPARE:
+			/* it has repeated calls, if any, and keeps their locks from now on */
+			lock_end_transaction();
+			break;
 		case XACT_EVENT_COMMIT:
 			partition_end_transaction(true);
 			counter_end_transaction(true);

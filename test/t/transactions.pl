@@ -149,6 +149,14 @@ for my $what (sort keys %prepared)
 }
 is($one->query("BEGIN; SELECT count(*) FROM kavach.audit_log WHERE false; SELECT code FROM kavach_check_budget('agt_a'); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'"),
 	"0\nallowed", 'what only reads can');
+# Repetitions change nothing, and so can be: their locks are the prepared transaction's then.
+my $again = q{SELECT count(code) FROM generate_series(1, 40) n, kavach_authorize('agt_a', 'run', 'x', tokens_cost => 1, request_id => 'p' || n)};
+is($one->query($again), '40', 'forty requests');
+is($one->query("BEGIN; $again; PREPARE TRANSACTION 'p'"), '40', 'repeated, and prepared');
+is($one->query(q{BEGIN; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', tokens_cost => 1, request_id => 'p41');
+	SELECT count(*) FROM pg_locks WHERE (locktype, mode) = ('userlock', 'ExclusiveLock') AND pid = pg_backend_pid(); COMMIT}), "allowed\n1", 'the next transaction keeps its lock');
+$one->query("COMMIT PREPARED 'p'");
+adds(41, 'and each is charged once');
 is($one->query("SELECT count(*) FROM pg_prepared_xacts"), '0', 'and nothing is left prepared');
 adds(0, 'nor charged');
 
