@@ -125,7 +125,7 @@ at_transaction_event(XactEvent event, void *arg)
 			refuse_prepare();
 			break;
 		case XACT_EVENT_PREPARE:
-			/* it has repeated calls, if any, and keeps their locks from now on */
+			/* its calls were repeated ones; it keeps their locks */
 			lock_end_transaction();
 			break;
 		case XACT_EVENT_COMMIT:
