@@ -227,8 +227,7 @@ struct Counter
 	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
 	bool		pinned_here;	/* by this call: there was none before */
 	bool		earlier;		/* a window that has ended, if in memory */
-	bool		takes_charge;
-	bool		takes_refund;
+	bool		takes_refund;	/* takes charges unless earlier */
 	uint32		hash;
 	CounterKey	key;
 };
@@ -551,7 +550,17 @@ pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
 	return charge;
 }
 
-static void detach_charge(OwnCharge *charge);
+/* Takes a charge away from those of its entry, whose next outer one comes to the fore. */
+static void
+detach_charge(OwnCharge *charge)
+{
+	OwnEntry   *own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
+
+	if (charge->outer != NULL)
+		own->innermost = charge->outer;
+	else
+		own_delete_item(own_entries, own);
+}
 
 /* Gives a pin back before the transaction ends.  Its partition's lock is held. */
 static void
@@ -577,10 +586,11 @@ add_counter(CounterSet *set, uint32 subject, ScopeKind scope, const char *id,
 	return counter;
 }
 
+/* id: NULL for all agents */
 static uint32
-hash_of_subject(const CounterSet *set, ScopeKind scope, const char *id)
+hash_of_subject(Oid ledger, ScopeKind scope, const char *id)
 {
-	return hash_subject(MyDatabaseId, set->ledger, scope, id ? id : "", id ? strlen(id) : 0);
+	return hash_subject(MyDatabaseId, ledger, scope, id ? id : "", id ? strlen(id) : 0);
 }
 
 /* The windows of ts; a refund counts in those that are the same at refund_ts. */
@@ -588,7 +598,7 @@ static void
 add_subject(CounterSet *set, ScopeKind scope)
 {
 	const char *id = set->subject.ids[scope];
-	uint32		hash = hash_of_subject(set, scope, id);
+	uint32		hash = hash_of_subject(set->ledger, scope, id);
 
 	set->first[scope] = set->count;
 	for (int period = 0; period < NUM_PERIODS; period++)
@@ -596,7 +606,6 @@ add_subject(CounterSet *set, ScopeKind scope)
 		TimestampTz start = period_start(period, set->ts);
 		Counter    *counter = add_counter(set, hash, scope, id, period, start);
 
-		counter->takes_charge = true;
 		counter->takes_refund = set->refund_ts >= start;
 	}
 }
@@ -606,7 +615,7 @@ static void
 add_earlier_windows(CounterSet *set, ScopeKind scope)
 {
 	const char *id = set->subject.ids[scope];
-	uint32		hash = hash_of_subject(set, scope, id);
+	uint32		hash = hash_of_subject(set->ledger, scope, id);
 
 	for (int period = 0; period < NUM_PERIODS; period++)
 	{
@@ -630,7 +639,7 @@ add_rate(CounterSet *set, int64 permission_id)
 	rate->permission_id = permission_id;
 	rate->id = psprintf("%lld", (long long) permission_id);
 	rate->first = set->count;
-	hash = hash_of_subject(set, SCOPE_PERMISSION, rate->id);
+	hash = hash_of_subject(set->ledger, SCOPE_PERMISSION, rate->id);
 	for (int window = 0; window < RATE_WINDOWS; window++)
 		add_counter(set, hash, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
 					period_start(PERIOD_RATE, set->ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
@@ -940,7 +949,7 @@ add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 static bool
 takes(const Counter *counter, int64 tokens)
 {
-	return counter->charge != NULL && (tokens < 0 ? counter->takes_refund : counter->takes_charge);
+	return counter->charge != NULL && (tokens < 0 ? counter->takes_refund : !counter->earlier);
 }
 
 /*
@@ -979,32 +988,36 @@ counter_refuse_overflow(void)
 			 errhint("A correction with kavach_adjust() makes room.")));
 }
 
+/* How a window of a subject stands in memory; false where it is not there.  The subject's lock is held. */
+static bool
+look(const CounterKey *key, uint32 subject, bool own_charges_too, Usage *usage)
+{
+	uint32		hash = hash_window(subject, key);
+	CounterEntry *entry = find_loaded(key, hash);
+
+	if (entry != NULL)
+		*usage = usage_of(entry, own_charges_too ? own_charge(key, hash) : NULL);
+	return entry != NULL;
+}
+
 /* How the wanted windows of a subject stand in memory; returns those that are not there. */
 static int
 peek_memory(ScopeKind scope, const char *id, TimestampTz ts, int wanted, bool own_charges_too,
 			Usage usage[NUM_PERIODS])
 {
 	Oid			ledger = ledger_oid();
+	uint32		subject = hash_of_subject(ledger, scope, id);
+	LWLock	   *lock = &partition_locks[PARTITION_OF(subject)].lock;
 	int			missing = 0;
+	CounterKey	keys[NUM_PERIODS];
 
 	for (int period = 0; period < NUM_PERIODS; period++)
-	{
-		CounterKey	key;
-		uint32		hash;
-		CounterEntry *entry;
-
-		if (!(wanted & PERIOD_BIT(period)))
-			continue;
-		make_key(&key, ledger, scope, id, period, period_start(period, ts));
-		hash = hash_key(&key, 0);
-		LWLockAcquire(&partition_locks[PARTITION_OF(hash)].lock, LW_SHARED);
-		entry = hash_search_with_hash_value(entries, &key, hash, HASH_FIND, NULL);
-		if (entry != NULL && entry->loaded)
-			usage[period] = usage_of(entry, own_charges_too ? own_charge(&key, hash) : NULL);
-		else
+		make_key(&keys[period], ledger, scope, id, period, period_start(period, ts));
+	LWLockAcquire(lock, LW_SHARED);
+	for (int period = 0; period < NUM_PERIODS; period++)
+		if ((wanted & PERIOD_BIT(period)) && !look(&keys[period], subject, own_charges_too, &usage[period]))
 			missing |= PERIOD_BIT(period);
-		LWLockRelease(&partition_locks[PARTITION_OF(hash)].lock);
-	}
+	LWLockRelease(lock);
 	return missing;
 }
 
@@ -1087,23 +1100,18 @@ static bool
 peek_rate(const char *id, TimestampTz first, Usage usage[RATE_WINDOWS])
 {
 	Oid			ledger = ledger_oid();
-	uint32		subject = hash_subject(MyDatabaseId, ledger, SCOPE_PERMISSION, id, strlen(id));
+	uint32		subject = hash_of_subject(ledger, SCOPE_PERMISSION, id);
 	LWLock	   *lock = &partition_locks[PARTITION_OF(subject)].lock;
-	int			found = 0;
+	int			found;
 
 	LWLockAcquire(lock, LW_SHARED);
-	while (found < RATE_WINDOWS)
+	for (found = 0; found < RATE_WINDOWS; found++)
 	{
 		CounterKey	key;
-		uint32		hash;
-		CounterEntry *entry;
 
 		make_key(&key, ledger, SCOPE_PERMISSION, id, PERIOD_RATE, first + found * RATE_WINDOW);
-		hash = hash_window(subject, &key);
-		entry = hash_search_with_hash_value(entries, &key, hash, HASH_FIND, NULL);
-		if (entry == NULL || !entry->loaded)
+		if (!look(&key, subject, true, &usage[found]))
 			break;
-		usage[found++] = usage_of(entry, own_charge(&key, hash));
 	}
 	LWLockRelease(lock);
 	return found == RATE_WINDOWS;
@@ -1141,18 +1149,6 @@ settle_charge(OwnCharge *charge, bool commit)
 			entry->used[measure] += charge->net[measure];
 	}
 	entry->pins--;
-}
-
-/* Takes a charge away from those of its entry, whose next outer one comes to the fore. */
-static void
-detach_charge(OwnCharge *charge)
-{
-	OwnEntry   *own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
-
-	if (charge->outer != NULL)
-		own->innermost = charge->outer;
-	else
-		own_delete_item(own_entries, own);
 }
 
 /* Neighbours in the list mostly share a partition: its lock is kept across them. */

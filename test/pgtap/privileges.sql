@@ -16,19 +16,7 @@ SELECT is(kavach_grant_role('kv_reader', 'reader'), true, 'reader');
 SELECT is(kavach_grant_role('kv_admin', 'admin'), true, 'admin');
 SELECT throws_ok($$SELECT kavach_grant_role('kv_bare', 'root')$$, '22023', NULL, 'and nothing else');
 
--- Each call as each role: 'ok' or its SQLSTATE, rolled back.
-CREATE FUNCTION pg_temp.try(role text, call text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE state text := 'ok';
-BEGIN
-  BEGIN
-    PERFORM set_config('role', role, true);
-    EXECUTE call;
-    RAISE SQLSTATE 'ZZ001';
-  EXCEPTION WHEN SQLSTATE 'ZZ001' THEN NULL; WHEN OTHERS THEN state := SQLSTATE;
-  END;
-  PERFORM set_config('role', 'none', true);
-  RETURN state;
-END $$;
+\ir try.psql
 
 -- calls, and the least access that may make them
 CREATE TEMP TABLE call (call text, access text);

@@ -76,18 +76,7 @@ SELECT throws_ok($$SELECT kavach_revoke_role(NULL, 'app')$$, '22004', NULL, 'NUL
 
 -- Who watches the server sees the counters, and nothing else.
 CREATE ROLE kv_monitor IN ROLE pg_monitor;
-CREATE FUNCTION pg_temp.try(role text, call text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE state text := 'ok';
-BEGIN
-  BEGIN
-    PERFORM set_config('role', role, true);
-    EXECUTE call;
-    RAISE SQLSTATE 'ZZ001';
-  EXCEPTION WHEN SQLSTATE 'ZZ001' THEN NULL; WHEN OTHERS THEN state := SQLSTATE;
-  END;
-  PERFORM set_config('role', 'none', true);
-  RETURN state;
-END $$;
+\ir try.psql
 SELECT is(pg_temp.try('kv_monitor', call), state, 'pg_monitor: ' || call)
   FROM (VALUES ('SELECT * FROM kavach.counters', 'ok'), ('SELECT * FROM kavach.counter_stats', 'ok'), ('SELECT * FROM kavach.ledger', '42501'),
                ('SELECT * FROM kavach.agents', '42501'), ('SELECT * FROM kavach.budget_status', '42501')) AS t (call, state);
