@@ -829,13 +829,13 @@ Errors: 22004, 22023, 22001, 22003 bad input or a request_id used for another ad
 
 -- ---- report.sql ----
 
-CREATE FUNCTION kavach.audit_start(since timestamptz, until timestamptz, actions text[], result text)
-RETURNS timestamptz
+CREATE FUNCTION kavach.audit_limit(max_rows int, actions text[], result text)
+RETURNS bigint
 LANGUAGE c IMMUTABLE PARALLEL SAFE
-AS 'MODULE_PATHNAME', 'kavach_audit_start';
+AS 'MODULE_PATHNAME', 'kavach_audit_limit';
 
-COMMENT ON FUNCTION kavach.audit_start(timestamptz, timestamptz, text[], text) IS
-  'The lower bound of kavach_query_audit, as kavach.range_start, once its arguments are checked: a report whose rows are nowhere looked at must refuse them, too. Errors: 22004 a NULL among the actions; 22023 an unknown result, no action at all, since after until.';
+COMMENT ON FUNCTION kavach.audit_limit(int, text[], text) IS
+  'The limit of kavach_query_audit, max_rows, once its arguments are checked: a search that comes to look at no row must refuse them, too. Errors: 22004 a NULL among the actions; 22023 an unknown result, no action at all.';
 
 CREATE OR REPLACE FUNCTION @extschema@.kavach_query_audit(
   agent_id  text DEFAULT NULL,
@@ -852,7 +852,7 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
   SELECT l.*
     FROM kavach.ledger l
-   WHERE l.ts >= kavach.audit_start(kavach_query_audit.since, kavach_query_audit.until, kavach_query_audit.actions, kavach_query_audit.result)
+   WHERE l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
      AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
      AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
      AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
@@ -862,7 +862,7 @@ BEGIN ATOMIC
      AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
      AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result)
    ORDER BY l.id DESC
-   LIMIT kavach_query_audit.max_rows;
+   LIMIT kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result);
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
@@ -949,7 +949,7 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
+    'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
     'current_usage', 'read_counters', 'read_counter_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',

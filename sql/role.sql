@@ -14,7 +14,7 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
+    'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
     'current_usage', 'read_counters', 'read_counter_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',

@@ -19,6 +19,7 @@
 #include "utils/regproc.h"
 
 ENTRY_POINT(kavach_check_id, 4, 0);
+ENTRY_POINT(kavach_audit_limit, 3, 0);
 
 static void
 refuse_null(const char *name)
@@ -164,6 +165,54 @@ kavach_check_id_checked(PG_FUNCTION_ARGS)
 	else if (PG_GETARG_BOOL(2))
 		refuse_null(name);
 	PG_RETURN_BOOL(true);
+}
+
+static void
+check_result(const text *result)
+{
+	static const char *const results[] = {"allowed", "denied", "rate_limited"};
+	const char *name = VARDATA_ANY(result);
+	size_t		length = VARSIZE_ANY_EXHDR(result);
+
+	for (size_t i = 0; i < lengthof(results); i++)
+		if (length == strlen(results[i]) && memcmp(name, results[i], length) == 0)
+			return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized result \"%s\"", text_to_cstring(result)),
+			 errdetail("Valid results are allowed, denied and rate_limited.")));
+}
+
+static void
+check_actions(ArrayType *actions)
+{
+	if (ARR_NDIM(actions) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("actions must not be empty"),
+				 errhint("Leave it out for rows of any action, or write ARRAY['execute'].")));
+	if (array_contains_nulls(actions))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("actions must not contain NULL")));
+}
+
+/*
+ * SQL: kavach.audit_limit(max_rows, actions, result)
+ *
+ * A search's arguments are checked where its LIMIT is worked out: that is done
+ * once, whatever rows there are to look at, and be there none.
+ */
+static Datum
+kavach_audit_limit_checked(PG_FUNCTION_ARGS)
+{
+	if (!PG_ARGISNULL(1))
+		check_actions(PG_GETARG_ARRAYTYPE_P(1));
+	if (!PG_ARGISNULL(2))
+		check_result(PG_GETARG_TEXT_PP(2));
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(PG_GETARG_INT32(0));
 }
 
 /* ---- how SQL declares a function ---- */

@@ -16,8 +16,6 @@
 #include "access/xact.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
 
 const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
 	[PERIOD_HOUR] = {"hour", "this hour"},
@@ -44,7 +42,6 @@ static TimestampTz clock_stopped_at = DT_NOBEGIN;	/* DT_NOBEGIN: it runs */
 
 ENTRY_POINT(kavach_clock_now, 0, 0);
 ENTRY_POINT(kavach_range_start, 2, 0);
-ENTRY_POINT(kavach_audit_start, 4, 0);
 ENTRY_POINT(kavach_month_start, 2, 0);
 ENTRY_POINT(kavach_month_end, 2, 0);
 
@@ -237,8 +234,9 @@ format_utc(TimestampTz ts)
 					tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec);
 }
 
-static TimestampTz
-range_start(FunctionCallInfo fcinfo)
+/* SQL: kavach.range_start(since, until) */
+static Datum
+kavach_range_start_checked(PG_FUNCTION_ARGS)
 {
 	if (!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
 		PG_GETARG_TIMESTAMPTZ(0) > PG_GETARG_TIMESTAMPTZ(1))
@@ -246,55 +244,7 @@ range_start(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("since must not be after until"),
 				 errhint("until is exclusive: for January 2024 write '2024-01-01Z', '2024-02-01Z'.")));
-	return PG_ARGISNULL(0) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(0);
-}
-
-/* SQL: kavach.range_start(since, until) */
-static Datum
-kavach_range_start_checked(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_TIMESTAMPTZ(range_start(fcinfo));
-}
-
-static void
-check_result(const text *result)
-{
-	static const char *const results[] = {"allowed", "denied", "rate_limited"};
-	const char *name = VARDATA_ANY(result);
-	size_t		length = VARSIZE_ANY_EXHDR(result);
-
-	for (size_t i = 0; i < lengthof(results); i++)
-		if (length == strlen(results[i]) && memcmp(name, results[i], length) == 0)
-			return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unrecognized result \"%s\"", text_to_cstring(result)),
-			 errdetail("Valid results are allowed, denied and rate_limited.")));
-}
-
-static void
-check_actions(ArrayType *actions)
-{
-	if (ARR_NDIM(actions) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("actions must not be empty"),
-				 errhint("Leave it out for rows of any action, or write ARRAY['execute'].")));
-	if (array_contains_nulls(actions))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("actions must not contain NULL")));
-}
-
-/* SQL: kavach.audit_start(since, until, actions, result) */
-static Datum
-kavach_audit_start_checked(PG_FUNCTION_ARGS)
-{
-	if (!PG_ARGISNULL(2))
-		check_actions(PG_GETARG_ARRAYTYPE_P(2));
-	if (!PG_ARGISNULL(3))
-		check_result(PG_GETARG_TEXT_PP(3));
-	PG_RETURN_TIMESTAMPTZ(range_start(fcinfo));
+	PG_RETURN_TIMESTAMPTZ(PG_ARGISNULL(0) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(0));
 }
 
 static TimestampTz

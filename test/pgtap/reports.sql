@@ -123,7 +123,7 @@ SELECT bag_eq($$SELECT coalesce(j ->> 'id', j ->> 'audit_id') FROM (SELECT to_js
 -- Bounds that are no constants are asked for with every row: no body of SQL's or PL/pgSQL's there.
 SELECT is(string_agg(DISTINCT l.lanname || ' ' || p.provolatile::text, ', '), 'c i', 'what gives reports their bounds is C, and immutable')
   FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
- WHERE p.pronamespace = 'kavach'::regnamespace AND p.proname IN ('range_start', 'audit_start', 'month_start', 'month_end', 'uuid7_ts');
+ WHERE p.pronamespace = 'kavach'::regnamespace AND p.proname IN ('range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts');
 
 SELECT * FROM finish();
 ROLLBACK;

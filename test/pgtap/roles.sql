@@ -1,6 +1,6 @@
 -- roles.sql: access is granted to the role itself, and taken back without touching what is another's.
 BEGIN;
-SELECT plan(64);
+SELECT plan(66);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
@@ -104,6 +104,9 @@ SELECT is(count(*), 3::bigint, 'a known result') FROM kavach_query_audit(result 
 PREPARE audit (text) AS SELECT count(*) FROM kavach_query_audit(result => $1, since => '2031-01-01Z', until => '2031-02-01Z');
 SET LOCAL plan_cache_mode = force_generic_plan;
 SELECT throws_ok($$EXECUTE audit ('bogus')$$, '22023', NULL, 'an unknown one in a generic plan, of a month that has no rows');
+PREPARE audit_of (text, text[]) AS SELECT count(*) FROM kavach_query_audit('agt_nobody', result => $1, actions => $2, max_rows => 5);
+SELECT throws_ok($$EXECUTE audit_of ('bogus', '{run}')$$, '22023', NULL, 'of an agent that has none');
+SELECT throws_ok($$EXECUTE audit_of ('allowed', '{}')$$, '22023', NULL, 'no action at all, too');
 SELECT kavach_create_policy(each => 'user', limits => '{"max_tokens_cost_per_day": 100}') AS each \gset
 SELECT throws_ok(format('SELECT kavach_reset_policy(%L, %L)', :'each', 'anne'), '42704', NULL, 'a reset of somebody whom nobody knows: an error');
 SELECT is(count(*), 0::bigint, 'which leaves nothing behind') FROM kavach.budget_baseline;
