@@ -37,10 +37,11 @@
  * of all entries at most, so that it leaves room for others.
  *
  * Earlier windows: what a settlement gives back counts in the windows of its
- * authorization.  One that has ended by now is changed where it is in memory,
- * and not loaded otherwise: nobody charges it any more, unless the clock steps
- * back.  Who loads it just then may miss that refund, which errs on the safe side;
- * the transaction itself, which sees its row, has to, as it may yet roll back.
+ * authorization.  One that has ended by now is pinned, but not loaded for this:
+ * nobody charges it any more, unless clocks differ or step back.  Where somebody
+ * does load it meanwhile, nobody can tell at commit whether his snapshot had the
+ * row.  So the refund is not added, which errs on the safe side, and the entry
+ * goes when its last pin does, to be loaded anew.
  *
  * Eviction goes round the partitions, by a hand that remembers where it stood,
  * and round the entries of each, oldest first: one that was pinned since the
@@ -104,6 +105,7 @@ typedef struct CounterEntry
 	CounterKey	key;			/* first */
 	dlist_node	node;			/* in its partition's list */
 	bool		loaded;			/* whether used is the ledger's sum */
+	bool		doubtful;		/* used may lack a refund */
 	bool		touched;		/* pinned since eviction last came by */
 	int32		pins;			/* of all transactions' nest levels */
 	int64		used[NUM_MEASURES]; /* committed */
@@ -122,6 +124,7 @@ struct OwnCharge
 	OwnCharge  *outer;			/* the same entry, in an outer level */
 	int64		increases[NUM_MEASURES];
 	int64		net[NUM_MEASURES];
+	int64		unloaded[NUM_MEASURES]; /* of net, before it was loaded */
 };
 
 /* The innermost OwnCharge of each entry. */
@@ -152,8 +155,8 @@ static dlist_head own_charges = DLIST_STATIC_INIT(own_charges);
 static dlist_head free_charges = DLIST_STATIC_INIT(free_charges);
 static int	num_free_charges = 0;
 
-/* Whether this transaction has given back in an earlier window that it has not pinned. */
-static bool refunded_unpinned = false;
+/* Whether this transaction has given back in an earlier window that was not loaded. */
+static bool refunded_unloaded = false;
 
 ENTRY_POINT(kavach_current_usage, 4, 3);
 ENTRY_POINT(kavach_counters, 0, 9);
@@ -226,7 +229,7 @@ struct Counter
 {
 	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
 	bool		pinned_here;	/* by this call: there was none before */
-	bool		earlier;		/* a window that has ended, if in memory */
+	bool		earlier;		/* a window that has ended: not loaded for this */
 	bool		takes_refund;	/* takes charges unless earlier */
 	uint32		hash;
 	CounterKey	key;
@@ -544,6 +547,7 @@ pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
 	charge->outer = outer;
 	memset(charge->increases, 0, sizeof(charge->increases));
 	memset(charge->net, 0, sizeof(charge->net));
+	memset(charge->unloaded, 0, sizeof(charge->unloaded));
 	dlist_push_tail(&own_charges, &charge->node);
 	entry->pins++;
 	entry->touched = true;
@@ -562,12 +566,21 @@ detach_charge(OwnCharge *charge)
 		own_delete_item(own_entries, own);
 }
 
+/* The entry may be gone afterwards.  Its partition's lock is held. */
+static void
+unpin(CounterEntry *entry)
+{
+	entry->pins--;
+	if (entry->pins == 0 && (!entry->loaded || entry->doubtful))
+		leave(entry);
+}
+
 /* Gives a pin back before the transaction ends.  Its partition's lock is held. */
 static void
 drop_pin(OwnCharge *charge)
 {
 	detach_charge(charge);
-	charge->entry->pins--;
+	unpin(charge->entry);
 	free_charge(charge);
 }
 
@@ -645,14 +658,6 @@ add_rate(CounterSet *set, int64 permission_id)
 					period_start(PERIOD_RATE, set->ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
 }
 
-static CounterEntry *
-find_loaded(const CounterKey *key, uint32 hash)
-{
-	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_FIND, NULL);
-
-	return entry != NULL && entry->loaded ? entry : NULL;
-}
-
 /*
  * Pins every counter of the set that this nest level has not pinned, under the
  * locks of the set.  Returns false when the table is full; those pinned by
@@ -672,14 +677,7 @@ pin_set(CounterSet *set)
 		{
 			CounterEntry *entry;
 
-			if (own != NULL)
-				entry = own->entry;
-			else if (counter->earlier)
-				entry = find_loaded(&counter->key, counter->hash);
-			else
-				entry = enter(&counter->key, counter->hash);
-			if (entry == NULL && counter->earlier)
-				continue;
+			entry = own ? own->entry : enter(&counter->key, counter->hash);
 			if (entry == NULL)
 				return false;
 			own = pin(entry, counter->hash, own, level);
@@ -728,7 +726,7 @@ static bool
 lacks(const CounterSet *set, int first, int count)
 {
 	for (int i = first; i < first + count; i++)
-		if (set->counters[i].charge != NULL && !set->counters[i].charge->entry->loaded)
+		if (!set->counters[i].earlier && !set->counters[i].charge->entry->loaded)
 			return true;
 	return false;
 }
@@ -784,7 +782,7 @@ load_set(CounterSet *set)
 		if (longest[scope] < 0)
 			lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
 	}
-	tally_subjects(&set->subject, set->ts, longest, !refunded_unpinned, usage);
+	tally_subjects(&set->subject, set->ts, longest, !refunded_unloaded, usage);
 	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
 	{
 		if (longest[scope] < 0)
@@ -938,6 +936,8 @@ static void
 add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 {
 	charge->net[measure] += amount;
+	if (!charge->entry->loaded)
+		charge->unloaded[measure] += amount;
 	if (amount > 0)
 	{
 		charge->increases[measure] += amount;
@@ -949,7 +949,7 @@ add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
 static bool
 takes(const Counter *counter, int64 tokens)
 {
-	return counter->charge != NULL && (tokens < 0 ? counter->takes_refund : !counter->earlier);
+	return tokens < 0 ? counter->takes_refund : !counter->earlier;
 }
 
 /*
@@ -965,10 +965,10 @@ counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
 			return false;
 	for (int i = 0; i < set->nsubject; i++)
 	{
-		if (tokens < 0 && set->counters[i].charge == NULL)
-			refunded_unpinned = true;
 		if (!takes(&set->counters[i], tokens))
 			continue;
+		if (!set->counters[i].charge->entry->loaded)
+			refunded_unloaded = true;
 		add_charge(set->counters[i].charge, MEASURE_TOKENS, tokens);
 		add_charge(set->counters[i].charge, MEASURE_CALLS, calls);
 	}
@@ -986,6 +986,14 @@ counter_refuse_overflow(void)
 			 errmsg("usage out of range"),
 			 errdetail("The total of the agent, its user, its tenant or all agents would pass %lld tokens.", (long long) MAX_TOTAL),
 			 errhint("A correction with kavach_adjust() makes room.")));
+}
+
+static CounterEntry *
+find_loaded(const CounterKey *key, uint32 hash)
+{
+	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_FIND, NULL);
+
+	return entry != NULL && entry->loaded ? entry : NULL;
 }
 
 /* How a window of a subject stands in memory; false where it is not there.  The subject's lock is held. */
@@ -1146,9 +1154,11 @@ settle_charge(OwnCharge *charge, bool commit)
 	{
 		entry->pending[measure] -= charge->increases[measure];
 		if (commit)
-			entry->used[measure] += charge->net[measure];
+			entry->used[measure] += charge->net[measure] - charge->unloaded[measure];
+		if (commit && charge->unloaded[measure] != 0)
+			entry->doubtful = true;
 	}
-	entry->pins--;
+	unpin(entry);
 }
 
 /* Neighbours in the list mostly share a partition: its lock is kept across them. */
@@ -1192,7 +1202,7 @@ counter_end_transaction(bool commit)
 {
 	int			held = -1;
 
-	refunded_unpinned = false;
+	refunded_unloaded = false;
 	if (dlist_is_empty(&own_charges))
 		return;
 	while (!dlist_is_empty(&own_charges))
@@ -1239,6 +1249,7 @@ counter_end_subtransaction(bool commit, int level)
 			{
 				outer->increases[measure] += charge->increases[measure];
 				outer->net[measure] += charge->net[measure];
+				outer->unloaded[measure] += charge->unloaded[measure];
 			}
 			charge->entry->pins--;
 		}
