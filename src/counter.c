@@ -229,7 +229,7 @@ struct Counter
 {
 	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
 	bool		pinned_here;	/* by this call: there was none before */
-	bool		earlier;		/* a window that has ended: not loaded for this */
+	bool		earlier;		/* a window that has ended */
 	bool		takes_refund;	/* takes charges unless earlier */
 	uint32		hash;
 	CounterKey	key;
