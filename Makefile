@@ -57,7 +57,7 @@ EXTENSION = kavach
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" kavach.control)
 
 MODULE_big = kavach
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter
 
@@ -89,7 +89,7 @@ REGRESS_OPTS = --inputdir=test --load-extension=kavach
 ISOLATION = $(basename $(notdir $(sort $(wildcard test/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=test --outputdir=. --load-extension=kavach
 
-EXTRA_CLEAN = kavach--*.sql src/*.o src/*.bc
+EXTRA_CLEAN = kavach--*.sql src/*.bc src/*/*.bc
 
 # Bitcode would let the JIT inline our functions, which gains nothing here, and
 # needs the very clang that PostgreSQL was built with.
@@ -102,7 +102,7 @@ $(error PostgreSQL's server headers are missing: run scripts/setup.sh, or set PG
 endif
 include $(PGXS)
 
-$(OBJS): $(wildcard src/*.h) Makefile
+$(OBJS): $(wildcard src/*.h src/*/*.h) Makefile
 
 $(DATA_built): $(SQL_PARTS) kavach.control Makefile
 	cat $(SQL_PARTS) > $@

@@ -2,7 +2,7 @@
  * uuid7.c
  *		bench.uuid7(timestamptz): the id for the INSERT that kavach is compared with.
  *
- * The same kind of id, made the same way and at the same cost as src/ledger.c
+ * The same kind of id, made the same way and at the same cost as src/ledger/ledger.c
  * makes it.  gen_random_uuid() would scatter the INSERT's primary key over its
  * whole index, and a UUIDv7 put together in SQL or PL/pgSQL costs as much as
  * the INSERT itself: both would flatter kavach.

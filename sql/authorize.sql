@@ -1,6 +1,6 @@
 -- authorize.sql
 --   The verbs that applications call, and the correction that admins make.
---   They run with the rights of the extension's owner (src/query.c).
+--   They run with the rights of the extension's owner (src/server/query.c).
 
 CREATE FUNCTION @extschema@.kavach_authorize(
   agent_id    text,

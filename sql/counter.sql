@@ -1,5 +1,5 @@
 -- counter.sql
---   What is counted in memory, for operators: src/counter.c has how.
+--   What is counted in memory, for operators: src/memory/counter.c has how.
 
 CREATE FUNCTION kavach.current_usage(
   scope text, subject text, period text, committed boolean,

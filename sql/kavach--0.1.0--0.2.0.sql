@@ -8,7 +8,7 @@
 -- that is out.
 --
 -- All that a script grants becomes an initial privilege, which a dump leaves to
--- CREATE EXTENSION (src/upgrade.c).  So it grants what the install script does,
+-- CREATE EXTENSION (src/server/upgrade.c).  So it grants what the install script does,
 -- and what roles had, or get, is granted past it.
 
 \echo Use "ALTER EXTENSION kavach UPDATE TO '0.2.0'" to load this file. \quit
@@ -468,7 +468,7 @@ COMMENT ON FUNCTION kavach.charged_at(timestamptz, bigint, uuid) IS
 COMMENT ON FUNCTION kavach.guard_ledger() IS
   'Event trigger: the ledger''s tables are not dropped or detached while it holds rows, and what kavach has made is not altered so that a dump lacks it. Error 42501, unless kavach.allow_drop or kavach.allow_alter is on.';
 
--- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/guard.c has how.
+-- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/ledger/guard.c has how.
 CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
   WHEN TAG IN ('ALTER EXTENSION', 'ALTER FUNCTION', 'ALTER INDEX', 'ALTER POLICY', 'ALTER ROUTINE', 'ALTER RULE',
                'ALTER SCHEMA', 'ALTER SEQUENCE', 'ALTER TABLE', 'ALTER TRIGGER', 'ALTER VIEW',

@@ -3,7 +3,7 @@
 --
 -- Append-only, for everyone.  Partitioned by UTC month; the parent carries no
 -- primary key and no index, or else pg_restore fails ("multiple primary
--- keys"): each partition has its own (src/partition.c makes them), and is no
+-- keys"): each partition has its own (src/ledger/partition.c makes them), and is no
 -- member of the extension, so that pg_dump dumps it as any table.
 
 CREATE TABLE kavach.audit_log (
@@ -88,7 +88,7 @@ COMMENT ON FUNCTION kavach.refuse_change() IS
   'Trigger: the ledger is append-only. Error 42501, for the owner as well.';
 
 -- Row triggers, which the partitions inherit, as logical replication fires no
--- statement triggers; those on TRUNCATE are not inherited, so that src/partition.c
+-- statement triggers; those on TRUNCATE are not inherited, so that src/ledger/partition.c
 -- gives each partition its own.
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON kavach.audit_log
   FOR EACH ROW EXECUTE FUNCTION kavach.refuse_change();
@@ -107,7 +107,7 @@ AS 'MODULE_PATHNAME', 'kavach_guard_ledger';
 COMMENT ON FUNCTION kavach.guard_ledger() IS
   'Event trigger: the ledger''s tables are not dropped or detached while it holds rows, and what kavach has made is not altered so that a dump lacks it. Error 42501, unless kavach.allow_drop or kavach.allow_alter is on.';
 
--- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/guard.c has how.
+-- Whatever may drop the ledger, by CASCADE too, or alter what kavach has made: src/ledger/guard.c has how.
 CREATE EVENT TRIGGER kavach_guard_ledger ON ddl_command_start
   WHEN TAG IN ('ALTER EXTENSION', 'ALTER FUNCTION', 'ALTER INDEX', 'ALTER POLICY', 'ALTER ROUTINE', 'ALTER RULE',
                'ALTER SCHEMA', 'ALTER SEQUENCE', 'ALTER TABLE', 'ALTER TRIGGER', 'ALTER VIEW',

@@ -1,6 +1,6 @@
 -- permission.sql
 --   What agents may do: resource patterns, actions and constraints.
---   How they are matched is in src/permission.c.
+--   How they are matched is in src/decide/permission.c.
 --
 -- No foreign key, here and in policy.sql: pg_restore -j copies the tables of an
 -- extension in any order.

@@ -1,6 +1,6 @@
 -- policy.sql
 --   Budgets: policies, their limits, and what a reset forgives.
---   How they are applied is in src/budget.c.
+--   How they are applied is in src/decide/budget.c.
 
 CREATE TABLE kavach.budget_policy (
   policy_id  text PRIMARY KEY,

@@ -2,31 +2,46 @@
  * kavach.c
  *		Module entry point: defines the settings and wires the files together.
  *
- * The map:
+ * The map.  Calls go down, from floor to floor, or aside:
  *
+ *	transaction.c	what the end of a transaction does
+ *
+ *	decide/
  *	authorize.c		kavach_authorize and kavach_check_budget: the pipeline
  *	usage.c			kavach_record_usage and kavach_adjust: what was spent
  *	permission.c	resource patterns, actions, constraints
  *	budget.c		policies and usage to a decision
+ *	words.c			how texts and numbers read in a reason
+ *
+ *	memory/
  *	counter.c		usage of every scope and window, in shared memory
+ *	catalog.c		agents, permissions and policies, looked up and cached
+ *
+ *	ledger/
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
  *	ledger.c		how rows are written and found; UUIDv7
- *	partition.c		the ledger's months, and the way straight into them
- *	worker.c		the background worker that makes them
- *	catalog.c		agents, permissions and policies, looked up and cached
- *	transaction.c	what the end of a transaction does
+ *	insert.c		the way of a row straight into its partition
+ *	months.c		has the partition of a month there when it is needed
+ *	worker.c		the background worker that makes partitions
+ *	partition.c		how partitions are found and made
+ *	announce.c		makes new ones known to all sessions
+ *	row.c			a row and its columns
+ *	written.c		what this transaction has written
  *	guard.c			what nobody may change or remove
- *	upgrade.c		what scripts of ALTER EXTENSION UPDATE need of C
+ *
+ *	server/
  *	query.c			SQL with the owner's rights, in the latest snapshot
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in
- *	words.c			how texts and numbers read in a reason
+ *	upgrade.c		what scripts of ALTER EXTENSION UPDATE need of C
  *	errors.h		SQLSTATEs of kavach's own
  *	compat.h		what differs between versions of PostgreSQL
  *
+ *	vocabulary.c	what scopes, measures and actions are called
+ *
  * Only counter.c and tally.c know how usage is counted, and only ledger.c and
- * partition.c how a row gets into the ledger.
+ * insert.c how a row gets into the ledger.
  *-------------------------------------------------------------------------
  */
 #include "kavach.h"
@@ -36,6 +51,16 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
+
+#include "ledger/announce.h"
+#include "ledger/guard.h"
+#include "ledger/ledger.h"
+#include "ledger/written.h"
+#include "memory/catalog.h"
+#include "memory/counter.h"
+#include "server/clock.h"
+#include "server/query.h"
+#include "transaction.h"
 
 PG_MODULE_MAGIC;
 
@@ -50,7 +75,7 @@ request_shmem(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	RequestAddinShmemSpace(add_size(counter_shmem_size(),
-									add_size(catalog_shmem_size(), partition_shmem_size())));
+									add_size(catalog_shmem_size(), announce_shmem_size())));
 	counter_request_locks();
 }
 
@@ -62,7 +87,7 @@ startup_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	counter_shmem_startup();
 	catalog_shmem_startup();
-	partition_shmem_startup();
+	announce_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 	if (!IsUnderPostmaster)
 		counter_warn_if_small();
@@ -77,9 +102,11 @@ _PG_init(void)
 {
 	clock_define_settings();
 	ledger_define_settings();
+	written_define_settings();
 	transaction_define_settings();
 	catalog_define_settings();
 	guard_install();
+	query_before_each(announce_refresh);
 	if (process_shared_preload_libraries_in_progress)
 	{
 		counter_define_settings();

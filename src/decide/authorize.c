@@ -17,11 +17,22 @@
 #include "kavach.h"
 
 #include "access/htup_details.h"
-#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+
+#include "decide/budget.h"
+#include "decide/permission.h"
+#include "decide/words.h"
+#include "ledger/ledger.h"
+#include "ledger/row.h"
+#include "memory/catalog.h"
+#include "memory/counter.h"
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/errors.h"
+#include "server/lock.h"
 
 ENTRY_POINT(kavach_authorize, 9, 11);
 ENTRY_POINT(kavach_check_budget, 7, 9);

@@ -11,17 +11,16 @@
  * they only compute.  What people read is put into words afterwards.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "decide/budget.h"
 
 #include "common/int.h"
 #include "utils/builtins.h"
 
-const char *const action_names[NUM_ACTIONS] = {
-	[ACTION_WARN] = "warn",
-	[ACTION_THROTTLE] = "throttle",
-	[ACTION_BLOCK] = "block",
-	[ACTION_REVOKE] = "revoke",
-};
+#include "decide/words.h"
+#include "memory/catalog.h"
+#include "memory/counter.h"
+#include "server/argument.h"
+#include "server/clock.h"
 
 Subject
 agent_subject(const Agent *agent)

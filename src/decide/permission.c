@@ -10,7 +10,12 @@
  * checked and how it is applied.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "decide/permission.h"
+
+#include "decide/words.h"
+#include "memory/catalog.h"
+#include "server/argument.h"
+#include "server/clock.h"
 
 #include <sys/socket.h>
 

@@ -18,11 +18,20 @@
 #include "kavach.h"
 
 #include "access/htup_details.h"
-#include "errors.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+
+#include "decide/budget.h"
+#include "ledger/ledger.h"
+#include "ledger/row.h"
+#include "memory/catalog.h"
+#include "memory/counter.h"
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/errors.h"
+#include "server/lock.h"
 
 ENTRY_POINT(kavach_record_usage, 5, 6);
 ENTRY_POINT(kavach_adjust, 4, 0);

@@ -7,7 +7,7 @@
  * encoding.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "decide/words.h"
 
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"

@@ -34,7 +34,7 @@
  * the TRUNCATE of a partition that was not made by kavach is not seen.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "ledger/guard.h"
 
 #include "access/attmap.h"
 #include "access/genam.h"
@@ -57,7 +57,6 @@
 #include "commands/event_trigger.h"
 #include "commands/extension.h"
 #include "commands/trigger.h"
-#include "compat.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
@@ -66,6 +65,10 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+
+#include "server/argument.h"
+#include "server/compat.h"
+#include "server/query.h"
 
 static bool allow_drop = false;
 static bool allow_alter = false;

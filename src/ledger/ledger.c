@@ -2,7 +2,7 @@
  * ledger.c
  *		How rows get into kavach.audit_log, and how single ones are found.
  *
- * Rows go straight into the month's partition (partition.c); where that is not
+ * Rows go straight into the month's partition (insert.c); where that is not
  * all that an INSERT would do (triggers, row security, ...), they go through a
  * prepared statement.  A trigger or rule that keeps the row out of the ledger
  * makes the call fail: there is no decision without its row.
@@ -18,7 +18,7 @@
  * Partitions are searched whole, since their unique indexes span them whole.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "ledger/ledger.h"
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -27,17 +27,21 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "ledger/guard.h"
+#include "ledger/insert.h"
+#include "ledger/partition.h"
+#include "ledger/row.h"
+#include "ledger/written.h"
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/lock.h"
+#include "server/query.h"
+
 #define UNIX_EPOCH_USECS \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* A settlement is looked for in the months from this long before its call. */
 #define CLOCK_SLACK		USECS_PER_DAY
-
-static const char *const kinds[] = {
-	[LEDGER_AUTHORIZE] = "authorize",
-	[LEDGER_USAGE] = "usage",
-	[LEDGER_ADJUSTMENT] = "adjustment",
-};
 
 static int	request_retention = 7 * 24 * 60;	/* minutes */
 
@@ -145,94 +149,8 @@ kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 
 /* ---- writing ---- */
 
-/* The columns that a row is written to, in the order of row_values. */
-const LedgerColumn ledger_columns[NUM_LEDGER_COLUMNS] = {
-	{"id", UUIDOID},
-	{"ts", TIMESTAMPTZOID},
-	{"batch", INT8OID},
-	{"kind", TEXTOID},
-	{"agent_id", TEXTOID},
-	{"user_id", TEXTOID},
-	{"tenant_id", TEXTOID},
-	{"action", TEXTOID},
-	{"resource", TEXTOID},
-	{"arguments", JSONBOID},
-	{"ip", INETOID},
-	{"result", TEXTOID},
-	{"code", TEXTOID},
-	{"reason", TEXTOID},
-	{"permission_id", INT8OID},
-	{"policy_id", TEXTOID},
-	{"tokens_requested", INT8OID},
-	{"min_tokens", INT8OID},
-	{"tokens_released", INT8OID},
-	{"tokens_cost", INT8OID},
-	{"settles", UUIDOID},
-	{"request_id", TEXTOID},
-	{"metadata", JSONBOID},
-};
-
-static void
-add_value(RowValues *row, Datum value, bool isnull)
-{
-	row->values[row->count] = value;
-	row->isnull[row->count] = isnull;
-	row->count++;
-}
-
-static void
-add_text(RowValues *row, const char *value)
-{
-	bool		isnull;
-	Datum		datum = text_or_null(value, &isnull);
-
-	add_value(row, datum, isnull);
-}
-
-static void
-add_pointer(RowValues *row, const void *value)
-{
-	add_value(row, PointerGetDatum(value), value == NULL);
-}
-
-static void
-add_number(RowValues *row, OptionalInt64 value)
-{
-	add_value(row, Int64GetDatum(value.value), !value.given);
-}
-
-static void
-row_values(const LedgerRow *row, RowValues *values)
-{
-	values->count = 0;
-	add_pointer(values, &row->id);
-	add_value(values, TimestampTzGetDatum(row->ts), false);
-	add_value(values, Int64GetDatum(0), false);
-	add_text(values, kinds[row->kind]);
-	add_text(values, row->agent_id);
-	add_text(values, row->user_id);
-	add_text(values, row->tenant_id);
-	add_text(values, row->action);
-	add_text(values, row->resource);
-	add_pointer(values, row->arguments);
-	add_pointer(values, row->ip);
-	add_text(values, row->result);
-	add_text(values, row->code);
-	add_text(values, row->reason);
-	add_value(values, Int64GetDatum(row->permission_id), row->permission_id == 0);
-	add_text(values, row->policy_id);
-	add_number(values, row->tokens_requested);
-	add_number(values, row->min_tokens);
-	add_number(values, row->tokens_released);
-	add_number(values, row->tokens_cost);
-	add_pointer(values, row->settles);
-	add_text(values, row->request_id);
-	add_pointer(values, row->metadata);
-	Assert(values->count == NUM_LEDGER_COLUMNS);
-}
-
 /* $1 to $23: ledger_columns[] */
-static Statement insert_row = {
+static Statement insert_statement = {
 	.sql = "INSERT INTO kavach.audit_log"
 	" (id, ts, batch, kind, agent_id, user_id, tenant_id, action, resource, arguments, ip,"
 	"  result, code, reason, permission_id, policy_id,"
@@ -252,15 +170,15 @@ insert_by_statement(const RowValues *row)
 
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
-		insert_row.argtypes[i] = ledger_columns[i].type;
+		insert_statement.argtypes[i] = ledger_columns[i].type;
 		values[i] = row->values[i];
 		nulls[i] = row->isnull[i] ? 'n' : ' ';
 	}
 	query_begin(&owner);
-	if (query_execute(&insert_row, values, nulls) == 0)
+	if (query_execute(&insert_statement, values, nulls) == 0)
 	{
 		/* a rule's plan may depend on no table, and outlive the rule */
-		query_forget(&insert_row);
+		query_forget(&insert_statement);
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the row was not written into the ledger"),
@@ -277,15 +195,7 @@ void
 ledger_begin(void)
 {
 	lock_begin_call();
-	for (;;)
-	{
-		Oid			ledger = ledger_oid();
-
-		lock_relation(ledger, RowExclusiveLock);
-		if (ledger == ledger_oid())
-			return;
-		/* dropped, and made anew: the lock on what was is no harm */
-	}
+	(void) lock_ledger(RowExclusiveLock);
 }
 
 static void
@@ -294,7 +204,7 @@ insert(const LedgerRow *row)
 	RowValues	values;
 
 	row_values(row, &values);
-	if (!partition_insert(ledger_oid(), row->ts, &values))
+	if (!insert_row(ledger_oid(), row->ts, &values))
 		insert_by_statement(&values);
 }
 
@@ -347,7 +257,7 @@ ledger_append(LedgerRow *row)
 		insert_unique(row);
 	else
 		insert(row);
-	transaction_wrote_ledger(row);
+	written_note(row);
 }
 
 /* ---- finding ---- */
@@ -387,16 +297,6 @@ static Statement find_by_settles = {
 	.argtypes = {UUIDOID, TIMESTAMPTZOID},
 };
 
-static LedgerKind
-kind_named(const char *name)
-{
-	for (int kind = 0; kind < (int) lengthof(kinds); kind++)
-		if (strcmp(name, kinds[kind]) == 0)
-			return kind;
-	elog(ERROR, "unrecognized kind \"%s\" in the ledger", name);
-	return 0;					/* keep compiler quiet */
-}
-
 /* The row that the last query found, or NULL. */
 static LedgerRow *
 found_row(uint64 nrows)
@@ -411,7 +311,7 @@ found_row(uint64 nrows)
 	row = palloc0(sizeof(LedgerRow));
 	row->id = *DatumGetUUIDP(query_datum(0, 1, &isnull));
 	row->ts = DatumGetTimestampTz(query_datum(0, 2, &isnull));
-	row->kind = kind_named(query_text(0, 3));
+	row->kind = ledger_kind_named(query_text(0, 3));
 	row->agent_id = query_text(0, 4);
 	row->user_id = query_text(0, 5);
 	row->tenant_id = query_text(0, 6);
@@ -469,7 +369,7 @@ ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_i
 	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
 	Datum		values[] = {
 		CStringGetTextDatum(agent_id),
-		CStringGetTextDatum(kinds[kind]),
+		CStringGetTextDatum(ledger_kinds[kind]),
 		CStringGetTextDatum(request_id),
 		TimestampTzGetDatum(since),
 	};

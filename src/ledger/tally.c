@@ -21,11 +21,17 @@
  * archived month, which may be foreign, or no heap, and has no need of indexes.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "ledger/tally.h"
 
 #include "catalog/pg_type.h"
 #include "common/int.h"
 #include "utils/builtins.h"
+
+#include "ledger/ledger.h"
+#include "ledger/partition.h"
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/query.h"
 
 #define BARE_PARTITIONS \
 	"  FROM pg_inherits p JOIN pg_class c ON c.oid = p.inhrelid" \

@@ -16,7 +16,7 @@
  * partition is made for come later in the WAL.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "ledger/worker.h"
 
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -24,6 +24,10 @@
 #include "postmaster/bgworker.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+
+#include "ledger/announce.h"
+#include "ledger/partition.h"
+#include "server/clock.h"
 
 #define LOCK_TIMEOUT	"1s"
 
@@ -121,6 +125,6 @@ kavach_worker_main(Datum arg)
 		month = period_end(PERIOD_MONTH, month);
 	}
 	begin_step("announcing partitions of the ledger");
-	partition_announce(order.ledger);
+	announce_ledger(order.ledger);
 	end_step();
 }

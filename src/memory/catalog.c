@@ -27,7 +27,7 @@
  * already found, and those that are not to stay taken away.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "memory/catalog.h"
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
@@ -45,6 +45,11 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/lock.h"
+#include "server/query.h"
 
 #define AGENT_SLOTS			16384
 #define POLICY_SLOTS		64
@@ -261,17 +266,6 @@ catalog_end_transaction(bool commit)
 
 /* ---- reading a profile ---- */
 
-/* The index of a name that a CHECK constraint admits. */
-static int
-kind_of(const char *name, const char *const *names, int count)
-{
-	for (int i = 0; i < count; i++)
-		if (strcmp(name, names[i]) == 0)
-			return i;
-	elog(ERROR, "unrecognized kind \"%s\" in a budget policy", name);
-	return 0;					/* keep compiler quiet */
-}
-
 static void
 read_agent(Profile *profile, const char *agent_id, uint64 row)
 {
@@ -301,13 +295,12 @@ read_permission(Permission *permission, uint64 row)
 static void
 read_limit(BudgetLimit *limit, uint64 row)
 {
-	static const char *const measures[] = {"tokens", "calls"};
 	bool		isnull;
 
 	limit->policy_id = query_text(row, 2);
 	limit->scope = scope_named(query_text(row, 3));
-	limit->action = kind_of(query_text(row, 4), action_names, NUM_ACTIONS);
-	limit->measure = kind_of(query_text(row, 5), measures, lengthof(measures));
+	limit->action = action_named(query_text(row, 4));
+	limit->measure = measure_named(query_text(row, 5));
 	limit->period = period_named(query_text(row, 6));
 	limit->each = DatumGetBool(query_datum(row, 7, &isnull));
 	limit->amount = query_int64(row, 8).value;

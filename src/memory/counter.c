@@ -56,13 +56,12 @@
  * pinned a call fails (53200), and never admits.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "memory/counter.h"
 
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "common/hashfn.h"
-#include "compat.h"
 #include "funcapi.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
@@ -77,16 +76,15 @@
 #include "utils/memutils.h"
 #include "utils/tuplestore.h"
 
+#include "ledger/tally.h"
+#include "server/argument.h"
+#include "server/clock.h"
+#include "server/compat.h"
+#include "server/lock.h"
+#include "server/query.h"
+
 #define NUM_PARTITIONS		64
 #define PARTITION_OF(hash)	((hash) % NUM_PARTITIONS)
-
-const ScopeInfo scopes[NUM_COUNTED_SCOPES] = {
-	[SCOPE_AGENT] = {"agent"},
-	[SCOPE_USER] = {"user"},
-	[SCOPE_TENANT] = {"tenant"},
-	[SCOPE_ALL] = {"all"},
-	[SCOPE_PERMISSION] = {"permission"},
-};
 
 /* Hashed and compared up to id_length; see key_bytes. */
 typedef struct CounterKey
@@ -1432,16 +1430,4 @@ kavach_counter_stats_checked(PG_FUNCTION_ARGS)
 	values[1] = Int64GetDatum(pg_atomic_read_u64(&shared->evictions));
 	values[2] = Int64GetDatum(pg_atomic_read_u64(&shared->refusals));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(answer_desc(fcinfo), values, nulls)));
-}
-
-ScopeKind
-scope_named(const char *name)
-{
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (strcmp(name, scopes[scope].name) == 0)
-			return scope;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unrecognized scope \"%s\"", name)));
-	return 0;					/* keep compiler quiet */
 }

@@ -9,7 +9,7 @@
  * columns are only ever added, so that their number tells which is the older.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "server/argument.h"
 
 #include "access/htup_details.h"
 #include "funcapi.h"

@@ -11,11 +11,13 @@
  * they are asked for with every row, so that they cost next to nothing.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "server/clock.h"
 
 #include "access/xact.h"
-#include "compat.h"
 #include "miscadmin.h"
+
+#include "server/argument.h"
+#include "server/compat.h"
 
 const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
 	[PERIOD_HOUR] = {"hour", "this hour"},

@@ -26,13 +26,15 @@
  * need, and nothing worse.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "server/lock.h"
 
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/resowner.h"
+
+#include "server/query.h"
 
 /* How many locks of lock_hold this transaction keeps; a savepoint's count on. */
 static int	held = 0;
@@ -108,6 +110,24 @@ unlock_relation(Oid relid, LOCKMODE mode)
 
 	UnlockRelationOid(relid, mode);
 	CurrentResourceOwner = saved;
+}
+
+/*
+ * Locks the ledger to the end of the transaction, so that it is one and the
+ * same throughout.
+ */
+Oid
+lock_ledger(LOCKMODE mode)
+{
+	for (;;)
+	{
+		Oid			ledger = ledger_oid();
+
+		lock_relation(ledger, mode);
+		if (ledger == ledger_oid())
+			return ledger;
+		/* dropped, and made anew: the lock on what was is no harm */
+	}
 }
 
 /* Waits for the lock on (class, id); NULL stands for the one of its class. */

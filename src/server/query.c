@@ -15,7 +15,7 @@
  * caller's, so that results live as long as the call.
  *-------------------------------------------------------------------------
  */
-#include "kavach.h"
+#include "server/query.h"
 
 #include "access/htup_details.h"
 #include "access/xact.h"
@@ -32,6 +32,9 @@
 #include "utils/syscache.h"
 
 static Oid	ledger = InvalidOid;	/* InvalidOid: to be looked up */
+
+/* What is to be done about the ledger before each; of a floor above. */
+static void (*before_each) (Oid ledger) = NULL;
 
 /* Whether what the transaction has written itself is left out; to query_end. */
 static bool ignore_own = false;
@@ -90,6 +93,13 @@ ledger_owner(void)
 	return owner;
 }
 
+/* Has a function called with the ledger by each query_begin. */
+void
+query_before_each(void (*function) (Oid ledger))
+{
+	before_each = function;
+}
+
 void
 query_begin(OwnerRights *saved)
 {
@@ -97,8 +107,8 @@ query_begin(OwnerRights *saved)
 	Oid			owner = ledger_owner();
 
 	ignore_own = false;
-
-	partition_refresh(ledger_oid());
+	if (before_each != NULL)
+		before_each(ledger_oid());
 
 	GetUserIdAndSecContext(&saved->user, &saved->sec_context);
 	SetUserIdAndSecContext(owner, saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);

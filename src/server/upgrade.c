@@ -18,6 +18,8 @@
 #include "executor/spi.h"
 #include "utils/builtins.h"
 
+#include "server/argument.h"
+
 ENTRY_POINT(kavach_grant_unrecorded, 1, 0);
 
 /* SQL: kavach.grant_unrecorded(statement), in scripts alone */

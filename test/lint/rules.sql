@@ -33,7 +33,7 @@ SELECT 'pg_constraint'::regclass, n.oid, c.object FROM pg_constraint n JOIN memb
 SELECT 'pg_trigger'::regclass, t.oid, c.object FROM pg_trigger t JOIN member_relation c ON c.oid = t.tgrelid;
 
 CREATE TEMP VIEW finding (rule, object) AS
--- PS003 to PS005, PS018: in C every name is qualified (src/query.c pins the path as well), and what
+-- PS003 to PS005, PS018: in C every name is qualified (src/server/query.c pins the path as well), and what
 -- was parsed at creation looks nothing up later
 SELECT 'a function without a pinned search_path', f.object
   FROM member_function f JOIN pg_language l ON l.oid = f.prolang

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ * months.h
+ *		Has the partition of a month there when it is needed.
+ *-------------------------------------------------------------------------
+ */
+#ifndef MONTHS_H
+#define MONTHS_H
+
+#include "kavach.h"
+
+#include "ledger/partition.h"
+
+extern PartitionRange months_ensure(Oid ledger, TimestampTz ts);
+extern void months_make_next(Oid ledger, TimestampTz ts);
+
+#endif							/* MONTHS_H */

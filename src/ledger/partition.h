@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ * partition.h
+ *		The ledger's partitions: how they are found and made.
+ *-------------------------------------------------------------------------
+ */
+#ifndef PARTITION_H
+#define PARTITION_H
+
+#include "kavach.h"
+
+/* A partition, and the times that it takes. */
+typedef struct PartitionRange
+{
+	Oid			relid;
+	TimestampTz start;
+	TimestampTz end;
+} PartitionRange;
+
+extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);
+extern bool partition_exists(Oid ledger, TimestampTz ts);
+extern bool partition_is_month(Oid relid);
+extern bool partition_is_heap(Oid ledger, TimestampTz ts);
+extern void partition_make(TimestampTz ts);
+extern void partition_make_if_free(Oid ledger, TimestampTz ts);
+
+#endif							/* PARTITION_H */
