@@ -48,6 +48,12 @@ SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
   FROM kavach.former_member() f
  WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
 
+-- Reports read kavach.usage where they read kavach.ledger: that is what comes before it.
+INSERT INTO kavach.former
+SELECT f.classid, f.oid, 'usage', f.kind, f.owner, f.acl
+  FROM kavach.former f
+ WHERE f.kind = 'TABLE' AND f.name = 'ledger';
+
 CREATE TABLE kavach.former_access (role regrole, access text);
 
 ALTER EXTENSION kavach DROP TABLE kavach.former;
@@ -897,6 +903,98 @@ COMMENT ON FUNCTION @extschema@.kavach_unsettled(text, timestamptz) IS
 'What an agent has left open: its admitted calls with a cost that nobody has settled yet, oldest first; of a dropped one, too. Settle them with kavach_record_usage(agent_id, tokens, audit_id => audit_id), 0 tokens where the model was not called.
 until: only calls made before; NULL: all.
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent that has left nothing open.';
+
+-- What a ledger row counts as is said here alone: reports sum these columns.  What
+-- is rare is asked first, since that is done for every row.
+
+CREATE VIEW kavach.usage AS
+SELECT a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.agent_id, a.user_id, a.tenant_id,
+       CASE WHEN a.kind = 'authorize' THEN 1 ELSE 0 END AS calls,
+       CASE WHEN a.result <> 'allowed' AND a.kind = 'authorize' THEN 1 ELSE 0 END AS denied,
+       CASE WHEN a.tokens_requested IS NULL AND a.kind = 'authorize' AND a.result = 'allowed' THEN 1 ELSE 0 END AS calls_without_cost,
+       coalesce(a.tokens_cost, 0) AS tokens_cost
+  FROM kavach.audit_log a;
+
+COMMENT ON VIEW kavach.usage IS 'What each ledger row counts as: every report sums these columns.';
+COMMENT ON COLUMN kavach.usage.ts IS 'Clock time of the call.';
+COMMENT ON COLUMN kavach.usage.day IS 'Its UTC day.';
+COMMENT ON COLUMN kavach.usage.agent_id IS 'Who called.';
+COMMENT ON COLUMN kavach.usage.user_id IS 'The agent''s owner at that time; NULL for an unknown agent.';
+COMMENT ON COLUMN kavach.usage.tenant_id IS 'The agent''s tenant at that time.';
+COMMENT ON COLUMN kavach.usage.calls IS '1 for an authorize decision, else 0.';
+COMMENT ON COLUMN kavach.usage.denied IS '1 for one that refused, else 0.';
+COMMENT ON COLUMN kavach.usage.calls_without_cost IS '1 for one that admitted a call which gave no cost, else 0.';
+COMMENT ON COLUMN kavach.usage.tokens_cost IS 'What the row charges; 0 where it gave no cost.';
+
+CREATE OR REPLACE VIEW kavach.usage_by_agent AS
+SELECT agent_id,
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
+ GROUP BY agent_id;
+
+CREATE OR REPLACE VIEW kavach.usage_by_user AS
+SELECT user_id,
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
+ GROUP BY user_id;
+
+CREATE OR REPLACE VIEW kavach.usage_by_day AS
+SELECT day,
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
+ GROUP BY day;
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_agent(
+  since timestamptz,
+  until timestamptz)
+RETURNS TABLE (agent_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT u.agent_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until)
+     AND u.ts < coalesce(kavach_cost_by_agent.until, 'infinity')
+   GROUP BY u.agent_id;
+END;
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_user(
+  since timestamptz,
+  until timestamptz)
+RETURNS TABLE (user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until)
+     AND u.ts < coalesce(kavach_cost_by_user.until, 'infinity')
+   GROUP BY u.user_id;
+END;
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_day(
+  agent_id text,
+  since    timestamptz,
+  until    timestamptz)
+RETURNS TABLE (day date, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT u.day, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until)
+     AND u.ts < coalesce(kavach_cost_by_day.until, 'infinity')
+     AND (kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id)
+   GROUP BY u.day;
+END;
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_billing_report(year int, month int)
+RETURNS TABLE (tenant_id text, user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT u.tenant_id, u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.month_start(kavach_billing_report.year, kavach_billing_report.month)
+     AND u.ts < kavach.month_end(kavach_billing_report.year, kavach_billing_report.month)
+   GROUP BY u.tenant_id, u.user_id;
+END;
 
 -- What applications show in their own pages: as the tables, with the owner's rights.
 

@@ -75,13 +75,32 @@ COMMENT ON FUNCTION @extschema@.kavach_unsettled(text, timestamptz) IS
 until: only calls made before; NULL: all.
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent that has left nothing open.';
 
+-- What a ledger row counts as is said here alone: reports sum these columns.  What
+-- is rare is asked first, since that is done for every row.
+
+CREATE VIEW kavach.usage AS
+SELECT a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.agent_id, a.user_id, a.tenant_id,
+       CASE WHEN a.kind = 'authorize' THEN 1 ELSE 0 END AS calls,
+       CASE WHEN a.result <> 'allowed' AND a.kind = 'authorize' THEN 1 ELSE 0 END AS denied,
+       CASE WHEN a.tokens_requested IS NULL AND a.kind = 'authorize' AND a.result = 'allowed' THEN 1 ELSE 0 END AS calls_without_cost,
+       coalesce(a.tokens_cost, 0) AS tokens_cost
+  FROM kavach.audit_log a;
+
+COMMENT ON VIEW kavach.usage IS 'What each ledger row counts as: every report sums these columns.';
+COMMENT ON COLUMN kavach.usage.ts IS 'Clock time of the call.';
+COMMENT ON COLUMN kavach.usage.day IS 'Its UTC day.';
+COMMENT ON COLUMN kavach.usage.agent_id IS 'Who called.';
+COMMENT ON COLUMN kavach.usage.user_id IS 'The agent''s owner at that time; NULL for an unknown agent.';
+COMMENT ON COLUMN kavach.usage.tenant_id IS 'The agent''s tenant at that time.';
+COMMENT ON COLUMN kavach.usage.calls IS '1 for an authorize decision, else 0.';
+COMMENT ON COLUMN kavach.usage.denied IS '1 for one that refused, else 0.';
+COMMENT ON COLUMN kavach.usage.calls_without_cost IS '1 for one that admitted a call which gave no cost, else 0.';
+COMMENT ON COLUMN kavach.usage.tokens_cost IS 'What the row charges; 0 where it gave no cost.';
+
 CREATE VIEW kavach.usage_by_agent AS
 SELECT agent_id,
-       count(*) FILTER (WHERE kind = 'authorize') AS calls,
-       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
-       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
-       coalesce(sum(tokens_cost), 0) AS tokens_cost
-  FROM kavach.audit_log
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
  GROUP BY agent_id;
 
 COMMENT ON VIEW kavach.usage_by_agent IS 'Usage of every agent, over all time. For a range use kavach_cost_by_agent.';
@@ -89,24 +108,18 @@ COMMENT ON COLUMN kavach.usage_by_agent.agent_id IS 'The agent.';
 
 CREATE VIEW kavach.usage_by_user AS
 SELECT user_id,
-       count(*) FILTER (WHERE kind = 'authorize') AS calls,
-       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
-       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
-       coalesce(sum(tokens_cost), 0) AS tokens_cost
-  FROM kavach.audit_log
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
  GROUP BY user_id;
 
 COMMENT ON VIEW kavach.usage_by_user IS 'Usage of every user, over all time. For a range use kavach_cost_by_user.';
 COMMENT ON COLUMN kavach.usage_by_user.user_id IS 'The user; NULL: refused calls of unknown agents.';
 
 CREATE VIEW kavach.usage_by_day AS
-SELECT (ts AT TIME ZONE 'UTC')::date AS day,
-       count(*) FILTER (WHERE kind = 'authorize') AS calls,
-       count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed') AS denied,
-       count(*) FILTER (WHERE kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL) AS calls_without_cost,
-       coalesce(sum(tokens_cost), 0) AS tokens_cost
-  FROM kavach.audit_log
- GROUP BY 1;
+SELECT day,
+       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage
+ GROUP BY day;
 
 COMMENT ON VIEW kavach.usage_by_day IS 'Usage of every UTC day that has ledger rows. For a range or one agent use kavach_cost_by_day.';
 COMMENT ON COLUMN kavach.usage_by_day.day IS 'The UTC day.';
@@ -130,15 +143,11 @@ CREATE FUNCTION @extschema@.kavach_cost_by_agent(
 RETURNS TABLE (agent_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT l.agent_id,
-         count(*) FILTER (WHERE l.kind = 'authorize'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
-         coalesce(sum(l.tokens_cost), 0)
-    FROM kavach.ledger l
-   WHERE l.ts >= kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until)
-     AND l.ts < coalesce(kavach_cost_by_agent.until, 'infinity')
-   GROUP BY l.agent_id;
+  SELECT u.agent_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until)
+     AND u.ts < coalesce(kavach_cost_by_agent.until, 'infinity')
+   GROUP BY u.agent_id;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_cost_by_agent(timestamptz, timestamptz) IS
@@ -152,15 +161,11 @@ CREATE FUNCTION @extschema@.kavach_cost_by_user(
 RETURNS TABLE (user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT l.user_id,
-         count(*) FILTER (WHERE l.kind = 'authorize'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
-         coalesce(sum(l.tokens_cost), 0)
-    FROM kavach.ledger l
-   WHERE l.ts >= kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until)
-     AND l.ts < coalesce(kavach_cost_by_user.until, 'infinity')
-   GROUP BY l.user_id;
+  SELECT u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until)
+     AND u.ts < coalesce(kavach_cost_by_user.until, 'infinity')
+   GROUP BY u.user_id;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_cost_by_user(timestamptz, timestamptz) IS
@@ -174,16 +179,12 @@ CREATE FUNCTION @extschema@.kavach_cost_by_day(
 RETURNS TABLE (day date, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT (l.ts AT TIME ZONE 'UTC')::date,
-         count(*) FILTER (WHERE l.kind = 'authorize'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
-         coalesce(sum(l.tokens_cost), 0)
-    FROM kavach.ledger l
-   WHERE l.ts >= kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until)
-     AND l.ts < coalesce(kavach_cost_by_day.until, 'infinity')
-     AND (kavach_cost_by_day.agent_id IS NULL OR l.agent_id = kavach_cost_by_day.agent_id)
-   GROUP BY 1;
+  SELECT u.day, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until)
+     AND u.ts < coalesce(kavach_cost_by_day.until, 'infinity')
+     AND (kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id)
+   GROUP BY u.day;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_cost_by_day(text, timestamptz, timestamptz) IS
@@ -194,15 +195,11 @@ CREATE FUNCTION @extschema@.kavach_billing_report(year int, month int)
 RETURNS TABLE (tenant_id text, user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT l.tenant_id, l.user_id,
-         count(*) FILTER (WHERE l.kind = 'authorize'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result <> 'allowed'),
-         count(*) FILTER (WHERE l.kind = 'authorize' AND l.result = 'allowed' AND l.tokens_requested IS NULL),
-         coalesce(sum(l.tokens_cost), 0)
-    FROM kavach.ledger l
-   WHERE l.ts >= kavach.month_start(kavach_billing_report.year, kavach_billing_report.month)
-     AND l.ts < kavach.month_end(kavach_billing_report.year, kavach_billing_report.month)
-   GROUP BY l.tenant_id, l.user_id;
+  SELECT u.tenant_id, u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
+    FROM kavach.usage u
+   WHERE u.ts >= kavach.month_start(kavach_billing_report.year, kavach_billing_report.month)
+     AND u.ts < kavach.month_end(kavach_billing_report.year, kavach_billing_report.month)
+   GROUP BY u.tenant_id, u.user_id;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_billing_report(int, int) IS

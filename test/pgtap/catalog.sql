@@ -25,7 +25,7 @@ SELECT results_eq(
 SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM member_relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
   $$VALUES ('agent'), ('agents'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
-           ('permissions'), ('policies'), ('unsettled'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
+           ('permissions'), ('policies'), ('unsettled'), ('usage'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
   'the nouns');
 
 CREATE FUNCTION pg_temp.none(query text, what text) RETURNS text LANGUAGE plpgsql AS $$

@@ -1,6 +1,6 @@
 -- export.sql: exports print the ledger, the same under every setting, and stream it.
 BEGIN;
-SELECT plan(28);
+SELECT plan(39);
 SET LOCAL timezone = 'UTC';
 \ir workload.psql
 
@@ -50,11 +50,25 @@ SELECT doesnt_match(pg_temp.plan_of(query), 'Function Scan', query || ' is inlin
                ('SELECT * FROM kavach_cost_by_day(NULL, NULL, NULL)'), ('SELECT * FROM kavach_billing_report(2026, 2)')) AS t (query);
 SELECT doesnt_match(pg_temp.plan_of(query), 'audit_log_2026_0[13]', query || ' reads its month alone')
   FROM (VALUES ($$SELECT * FROM kavach_export('2026-02-01Z', '2026-03-01Z')$$), ($$SELECT * FROM kavach_export_json('2026-02-01Z', '2026-03-01Z')$$),
-               ($$SELECT * FROM kavach_cost_by_user('2026-02-01Z', '2026-03-01Z')$$), ('SELECT * FROM kavach_billing_report(2026, 2)'),
+               ($$SELECT * FROM kavach_cost_by_agent('2026-02-01Z', '2026-03-01Z')$$), ($$SELECT * FROM kavach_cost_by_user('2026-02-01Z', '2026-03-01Z')$$),
+               ($$SELECT * FROM kavach_cost_by_day('agt_1', '2026-02-01Z', '2026-03-01Z')$$), ('SELECT * FROM kavach_billing_report(2026, 2)'),
                ($$SELECT * FROM kavach_query_audit(since => '2026-02-01Z', until => '2026-03-01Z')$$)) AS t (query);
 PREPARE month_of (timestamptz, timestamptz) AS SELECT * FROM kavach_export($1, $2);
 SET LOCAL plan_cache_mode = force_generic_plan;
 SELECT matches(pg_temp.plan_of($$EXECUTE month_of('2026-02-01Z', '2026-03-01Z')$$), 'Subplans Removed: 2|^(?!.*audit_log_2026_0[13])', 'bound as parameters too');
+PREPARE cost_of (timestamptz, timestamptz) AS SELECT * FROM kavach_cost_by_agent($1, $2);
+SELECT matches(pg_temp.plan_of($$EXECUTE cost_of('2026-02-01Z', '2026-03-01Z')$$), 'Subplans Removed: 2|^(?!.*audit_log_2026_0[13])', 'a report as well');
+
+-- Reports are parallel safe.
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL min_parallel_table_scan_size = 0;
+SET LOCAL enable_indexscan = off;
+SET LOCAL enable_bitmapscan = off;
+SELECT matches(pg_temp.plan_of(query), 'Gather', query || ' is read in parallel')
+  FROM (VALUES ('SELECT * FROM kavach_cost_by_agent(NULL, NULL)'), ('SELECT * FROM kavach_cost_by_user(NULL, NULL)'), ('SELECT * FROM kavach_cost_by_day(NULL, NULL, NULL)'),
+               ('SELECT * FROM kavach_billing_report(2026, 2)'), ('SELECT * FROM kavach.usage_by_agent'), ('SELECT * FROM kavach.usage_by_user'),
+               ('SELECT * FROM kavach.usage_by_day'), ('SELECT sum(calls), sum(tokens_cost) FROM kavach.usage')) AS t (query);
 
 SELECT * FROM finish();
 ROLLBACK;

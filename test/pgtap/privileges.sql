@@ -1,6 +1,6 @@
 -- privileges.sql: what a bare role, an app, a reader and an admin can do, and nothing more.
 BEGIN;
-SELECT plan(86);
+SELECT plan(87);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -31,6 +31,7 @@ INSERT INTO call VALUES
   ('SELECT * FROM kavach_billing_report(2026, 3)', 'reader'),
   ('SELECT * FROM kavach_export()', 'reader'),
   ('SELECT * FROM kavach_export_json()', 'reader'),
+  ('SELECT * FROM kavach.usage', 'reader'),
   ('SELECT * FROM kavach.usage_by_agent', 'reader'),
   ('SELECT * FROM kavach.usage_by_user', 'reader'),
   ('SELECT * FROM kavach.usage_by_day', 'reader'),

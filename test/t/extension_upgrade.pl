@@ -64,7 +64,7 @@ $contents{partitions} = q{SELECT c.oid::regclass, pg_get_expr(c.relpartbound, c.
 
 $node->safe_psql('postgres', q{
 	CREATE ROLE the_app; CREATE ROLE "the_Reader"; CREATE ROLE the_admin; CREATE ROLE the_both;
-	CREATE ROLE the_hand; CREATE ROLE the_second; CREATE ROLE the_half; CREATE ROLE the_default;
+	CREATE ROLE the_hand; CREATE ROLE the_second; CREATE ROLE the_half; CREATE ROLE the_bill; CREATE ROLE the_default;
 	CREATE ROLE other SUPERUSER LOGIN});
 
 # fill DATABASE, SCHEMA: 0.1.0, with something of everything. The present library writes its ledger, and gets for that
@@ -77,12 +77,14 @@ sub fill
 		CREATE SCHEMA IF NOT EXISTS $schema; CREATE EXTENSION kavach SCHEMA $schema VERSION '0.1.0'; SET search_path = $schema;
 		SELECT kavach_grant_role('the_app', 'app'), kavach_grant_role('"the_Reader"', 'reader'), kavach_grant_role('the_admin', 'admin'),
 		       kavach_grant_role('the_both', 'app'), kavach_grant_role('the_both', 'reader');
-		GRANT USAGE ON SCHEMA $schema, kavach TO the_hand, the_half;
+		GRANT USAGE ON SCHEMA $schema, kavach TO the_hand, the_half, the_bill;
 		GRANT EXECUTE ON FUNCTION kavach_adjust, kavach_update_agent TO the_hand WITH GRANT OPTION;
 		GRANT SELECT ON kavach.counters TO the_hand WITH GRANT OPTION;
 		SET ROLE the_hand; GRANT EXECUTE ON FUNCTION kavach_adjust TO the_second; RESET ROLE;
 		GRANT EXECUTE ON FUNCTION kavach_authorize, kavach_query_audit TO the_half;
 		GRANT SELECT (scope) ON kavach.counters TO the_half;
+		GRANT EXECUTE ON FUNCTION kavach_billing_report, kavach.month_start, kavach.month_end TO the_bill;
+		GRANT SELECT ON kavach.ledger TO the_bill;
 		SELECT kavach_create_agent('agt_a', 'ann', 'acme', permissions => '[{"resource": "x:*", "actions": ["run"], "constraints": {"max_calls_per_hour": 3}}]', metadata => '{"k": "ü"}'),
 		       kavach_create_agent('agt_b', 'bob', 'acme'), kavach_create_agent('agt_gone', 'bob');
 		SELECT kavach_revoke_agent('agt_gone', 'left');
@@ -161,6 +163,7 @@ foreach my $case ([ 'old', 'public', 'fresh', '' ], [ 'old_app', '"Of the app"',
 			[ q{SELECT kavach_adjust('agt_b', -5, 'goodwill', 'g-1') = kavach_adjust('agt_b', -5, 'goodwill', 'g-1')}, 't' ],
 			[ q{SET ROLE the_admin; SELECT kavach_create_months('2026-05-01', '2026-06-01'), kavach_drop_agent('agt_b')}, '2|t' ],
 			[ q{SET ROLE "the_Reader"; SELECT agent_id FROM kavach.agents ORDER BY 1}, "agt_a\nagt_gone" ],
+			[ q{SET ROLE the_bill; SELECT user_id, tokens_cost FROM kavach_billing_report(2026, 2)}, 'bob|20' ],
 			[ q{SET ROLE pg_monitor; SELECT count(*) > 0 FROM kavach.counters}, 't' ]);
 		like(outcome($copy, 'ALTER SCHEMA kavach RENAME TO other'), qr/42501/, "$copy: the new event trigger is there");
 		is(rows($copy, q{SELECT policy_id, amount, used FROM kavach.budget_status WHERE scope = 'tenant'}) =~ s/^.*,(?=\d+,)//r, '1000,225)', "$copy: the tenant's budget");

@@ -51,7 +51,7 @@ sub same
 same("SELECT * FROM $_")
   for ('kavach_query_audit()', 'kavach_cost_by_agent(NULL, NULL)', 'kavach_cost_by_user(NULL, NULL)', 'kavach_cost_by_day(NULL, NULL, NULL)',
 	'kavach_billing_report(2026, 2)', 'kavach_billing_report(2026, 3)', 'kavach_export()', 'kavach_export_json()',
-	'kavach.usage_by_agent', 'kavach.usage_by_user', 'kavach.usage_by_day', 'kavach.ledger', 'kavach.unsettled', 'kavach.budget_status');
+	'kavach.usage', 'kavach.usage_by_agent', 'kavach.usage_by_user', 'kavach.usage_by_day', 'kavach.ledger', 'kavach.unsettled', 'kavach.budget_status');
 same("SELECT * FROM kavach_check_budget('$_', 62)") for qw(agt_a agt_b agt_c agt_nobody);
 same("SELECT * FROM kavach_check_budget('$_', 62, 'send', 'mail', min_tokens => 5)") for qw(agt_a agt_b agt_c agt_d agt_nobody);
 is($standby->safe_psql('postgres', q{SELECT code, calls_remaining, retry_at, http_status FROM kavach_check_budget('agt_d', NULL, 'send', 'mail')}),
