@@ -83,13 +83,18 @@ main() {
   results=$folder/results.md
   trap clean_up EXIT
   trap 'exit 130' INT TERM
-  "${CC:-cc}" -O2 -shared -fPIC -I"$("$PG_CONFIG" --includedir-server)" -o "$folder/uuid7.so" bench/uuid7.c
-  chmod 755 "$folder/uuid7.so"
+  compile uuid7
   describe | tee "$results"
   for part in "${parts[@]}"; do
     "part_$part"
   done
   say "the tables are in $results"
+}
+
+# compile NAME: a library for the server
+compile() {
+  "${CC:-cc}" -O2 -shared -fPIC -I"$("$PG_CONFIG" --includedir-server)" -o "$folder/$1.so" "bench/$1.c"
+  chmod 755 "$folder/$1.so"
 }
 
 clean_up() {
@@ -224,7 +229,8 @@ part_settle() {
 
 # settle CLIENTS HOW OPTIONS
 settle() {
-  begin "$(plural "$1" client), $2, 12 earlier months" 1000 4 0 12
+  begin "$(plural "$1" client), $2, 12 earlier months" 1000 4 20000 12
+  query -c "VACUUM ANALYZE"
   options=$3
   contend insert_pair insert_pair "$1"
   contend pair pair "$1"
@@ -236,12 +242,14 @@ settle() {
 
 # settle_grown CLIENTS TITLE MONTHS MONTHS
 settle_grown() {
-  begin "$(plural "$1" client), $2" 1000 4 0 "$3"
+  begin "$(plural "$1" client), $2" 1000 4 20000 "$3"
+  query -c "VACUUM ANALYZE"
   options=$relaxed
   contend small_pair pair "$1"
   contend small_pair_again pair "$1"
   contend small_inserts insert_pair "$1"
-  use_database after 1000 4 0 "$4"
+  use_database after 1000 4 20000 "$4"
+  query -c "VACUUM ANALYZE"
   contend big_pair pair "$1"
   contend big_inserts insert_pair "$1"
   compare_grown
@@ -250,18 +258,17 @@ settle_grown() {
 # Plans that were made as a month began, and which nothing has replaced since: what
 # they search is empty, they think.
 settle_stale() {
-  begin "$(plural "$1" client), 100,000 rows more, then plans and statistics from before them" 1000 4 0 12
-  options=$relaxed
-  query -v agents=1000 -v rows=100000 -f bench/rows.sql
+  begin "$(plural "$1" client), 100,000 rows this month, then plans and statistics from before them" 1000 4 100000 12
   query -c "VACUUM ANALYZE"
+  options=$relaxed
   contend small_pair pair "$1"
   contend small_pair_again pair "$1"
   contend small_inserts insert_pair "$1"
   use_database after 1000 4 0 12
   keep_statistics
   query -c "VACUUM ANALYZE"
-  contend big_pair pair "$1" 10
-  contend big_inserts insert_pair "$1" 10
+  contend big_pair pair "$1"
+  contend big_inserts insert_pair "$1"
   query -v agents=1000 -v rows=100000 -f bench/rows.sql
   compare_grown
 }
@@ -352,7 +359,7 @@ private_memory() {
 
 # What a million more of them add to all of shared memory, which the stopped server tells in MB.
 counter_size() {
-  echo $((($(shared_memory 1000000) - $(shared_memory 1000000)) * 1048576 / 1000000))
+  echo $((($(shared_memory 2000000) - $(shared_memory 1000000)) * 1048576 / 1000000))
 }
 
 shared_memory() {
@@ -362,15 +369,21 @@ shared_memory() {
 
 # ---- instructions ----
 
-# Of what goes on inside of the function: no parser, plan, protocol nor commit.  A session
-# of 2 n calls less one of n is n warm calls.
+# Of what goes on inside of the function: no parser, plan, protocol nor commit.
 part_instructions() {
+  local name
   scripts/setup.sh valgrind
+  compile callgrind
   serve
-  begin "instructions of a call" 100 4 0 12
-  use_database months 100 4 0 60
-  constraints='{"max_calls_per_hour": 1000000000}' use_database rate 100 4 0 12
-  constraints=$(usual_constraints) use_database constraints 100 4 0 12
+  begin "instructions of a call" 100 4 20000 12
+  use_database months 100 4 20000 60
+  constraints='{"max_calls_per_hour": 1000000000}' use_database rate 100 4 20000 12
+  constraints=$(usual_constraints) use_database constraints 100 4 20000 12
+  for name in before months rate constraints; do
+    database=bench_${section}_$name query -c "VACUUM ANALYZE" -c "
+      CREATE FUNCTION bench.forget_instructions()
+      RETURNS boolean LANGUAGE c AS '$folder/callgrind', 'bench_forget_instructions'"
+  done
   serve_under_callgrind
   {
     printf '\n### Instructions of a call, inside of the function\n\n'
@@ -382,7 +395,7 @@ part_instructions() {
     count_row "authorize with arguments and ip" authorize_arguments before
     count_row "the same, of a permission with constraints on both and a time_window" authorize_arguments constraints
   } | tee -a "$results"
-  leave
+  rm -rf "${folder:?}/$section"
 }
 
 # They hold now, and for hours.
@@ -408,50 +421,40 @@ serve_under_callgrind() {
 
 # count_row TITLE SCRIPT, and the databases
 count_row() {
-  local database
+  local database figure
   printf '| %s |' "$1"
   for database in "${@:3}"; do
-    printf ' %s |' "$(instructions "$2" "bench_${section}_$database")"
+    figure=$(instructions "$2" "bench_${section}_$database")
+    printf ' %s |' "$figure"
   done
   [[ $# -gt 3 ]] || printf ' |'
   printf '\n'
 }
 
-# instructions SCRIPT DATABASE: of a warm call.
-instructions() {
-  local n=100 some more
-  some=$(collected "$1" "$2" $n 1)
-  more=$(collected "$1" "$2" $((2 * n)) 2)
-  echo $(((more - some) / n))
-}
-
-# collected SCRIPT DATABASE CALLS RUN: of a session; usage has been authorized in another one,
+# instructions SCRIPT DATABASE: of a warm call.  Usage has been authorized in a session before,
 # with the same requests of the same agents.
-collected() {
-  if [[ $1 == usage_request ]]; then
-    counted_session authorize_request "$2" "$3" "$(($4 + 2))" >/dev/null
-    counted_session usage_request "$2" "$3" "$(($4 + 2))"
-  else
-    counted_session "$@"
-  fi
+instructions() {
+  runs=$((runs + 1))
+  [[ $1 != usage_request ]] || counted_session authorize_request "$2" >/dev/null
+  counted_session "$@"
 }
 
 counted_session() {
+  local warm=20 counted=100 out=$folder/$section/out
   find "$folder/callgrind" -type f -delete
-  cat bench/call.pgbench "bench/$1.pgbench" >"$folder/$section/script"
-  PGOPTIONS=$relaxed "$(bindir)/pgbench" -n -M prepared -c 1 -t "$3" --random-seed=1 \
+  cat bench/call.pgbench "bench/$1.pgbench" bench/forget.pgbench >"$folder/$section/script"
+  PGOPTIONS=$relaxed "$(bindir)/pgbench" -n -M prepared -c 1 -t $((warm + counted)) --random-seed=1 \
     -h "$folder" -U postgres -f "$folder/$section/script" \
     -D call=0 -D agents=10 -D action=execute -D resource=mcp:openai:chat -D tenant=tenant_1 \
-    -D tokens=150 -D spent=134 -D run="$4" "$2" >"$folder/$section/out" 2>&1 ||
-    die "$1 broke off: $(cat "$folder/$section/out")"
-  grep -q "processed: $3/$3" "$folder/$section/out" || die "$1 failed: $(cat "$folder/$section/out")"
-  wait_until 60 collected_some || die "callgrind has counted nothing of $1"
-  collected_some
+    -D tokens=150 -D spent=134 -D run="$runs" -D warm=$warm "$2" >"$out" 2>&1 ||
+    die "$1 broke off: $(cat "$out")"
+  wait_until 60 collected_some >/dev/null || die "callgrind has counted nothing of $1"
+  echo $(($(collected_some) / counted))
 }
 
 # A session's file is complete with its last line, the totals; others' are 0.
 collected_some() {
-  cat "$folder"/callgrind/* 2>/dev/null | awk '/^totals:/ { sum += $2 } END { print sum + 0; exit sum == 0 }'
+  cat "$folder"/callgrind/* 2>/dev/null | awk '/^totals:/ { sum += $2 } END { printf "%.0f\n", sum; exit sum == 0 }'
 }
 
 # ---- a comparison ----
