@@ -571,7 +571,7 @@ take_turn() {
 
 # It begins with the first call, when all have connected.
 take_cold_turn() {
-  local name=$1 cpu from process
+  local name=$1 cpu process
   query -c CHECKPOINT
   cpu=$(cpu_time_of_ended)
   start_pgbench "$name" "${cold[$name]}" "$agents" "$agents" "$duration"
@@ -580,10 +580,10 @@ take_cold_turn() {
   unset "pid[$name]"
   wait_until 60 has_left "$name" || die "sessions of $name do not end"
   cpu=$(($(cpu_time_of_ended) - cpu))
-  from=$(awk '{ begun = $5 + ($6 - $3) / 1000000; if (!from || begun < from) from = begun }
-    END { printf "%.6f", from }' "$folder/$section/$name.$process"*)
-  awk -v OFMT=%.6f -v name="$name" -v round="$2" -v from="$from" -v length="$duration" -v cpu="$cpu" \
-    'BEGIN { printf "%s %s %.6f %.6f %s\n", name, round, from, from + length, cpu }' >>"$folder/$section/turns"
+  awk -v turn="$name $2" -v seconds="$duration" -v cpu="$cpu" '
+    { begun = $5 + ($6 - $3) / 1000000; if (!from || begun < from) from = begun }
+    END { printf "%s %.6f %.6f %s\n", turn, from, from + seconds, cpu }' \
+    "$folder/$section/$name.$process"* >>"$folder/$section/turns"
 }
 
 has_left() {
