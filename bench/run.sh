@@ -15,7 +15,7 @@
 #   SECONDS=5   of each measurement
 #   CLIENTS='1 8 32'              settle has 8 of its own accord, cold 8 and 32
 #   ROWS=5000000, AGENTS=100000   how big the big ledger and installation of growth
-#               are, AGENTS those of cold
+#               are, AGENTS and POLICIES=20000 those of cold
 #
 # Each contender of a comparison is a pgbench that keeps its sessions throughout.
 # After a warm-up it is stopped (SIGSTOP), and continued for its turns alone; a
@@ -39,7 +39,7 @@ settle_clients=${CLIENTS:-8}
 cold_clients=${CLIENTS:-8 32}
 rows=${ROWS:-5000000}
 many_agents=${AGENTS:-100000}
-many_policies=20000
+many_policies=${POLICIES:-20000}
 read -ra parts <<<"${*:-speed contention many}"
 if [[ ${parts[*]} == quick ]]; then
   parts=(speed contention many)

@@ -20,10 +20,15 @@ SELECT CASE i
        WHEN 2 THEN kavach_create_policy(all_agents => true, limits => '{"max_tokens_cost_total": 1000000000000000}')
        WHEN 3 THEN kavach_create_policy(each => 'user', limits => '{"max_tokens_cost_per_day": 100000000000000}')
        WHEN 4 THEN kavach_create_policy(each => 'agent', limits => '{"max_tokens_cost_per_hour": 100000000000000, "max_calls_per_hour": 1000000000000}')
-       ELSE kavach_create_policy(user_id => 'user_' || i, limits => '{"max_tokens_cost_per_day": 100000000000000}')
        END
-  FROM generate_series(1, :policies) i
+  FROM generate_series(1, least(:policies, 4)) i
 \g /dev/null
+INSERT INTO kavach.budget_policy (policy_id, scope, subject)
+SELECT 'pol_' || i, 'user', 'user_' || i
+  FROM generate_series(5, :policies) i;
+INSERT INTO kavach.budget_limit (policy_id, measure, period, amount)
+SELECT 'pol_' || i, 'tokens', 'day', 100000000000000
+  FROM generate_series(5, :policies) i;
 
 CREATE SCHEMA bench;
 CREATE FUNCTION bench.uuid7(timestamptz)
