@@ -1,5 +1,5 @@
 -- rows.sql: rows of this month into either ledger, in order of time.  psql
--- variables: agents, rows.
+-- variables: agents, rows.  Counters in memory do not know of them.
 \set QUIET on
 CREATE TEMPORARY TABLE new_row AS
 SELECT bench.uuid7(ts) AS id, ts, 1 + i % :agents AS n
@@ -18,5 +18,3 @@ INSERT INTO bench.audit_log
 SELECT id, ts, 'authorize', 4000000000 + n, 5000000000 + n % 100, 'tenant_1',
        'execute', 'mcp:openai:chat', 'allowed', 'allowed', n, 150, 150
   FROM new_row;
-SELECT kavach_reload_counters()
-\g /dev/null

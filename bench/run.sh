@@ -424,6 +424,7 @@ count_row() {
   local database figure
   printf '| %s |' "$1"
   for database in "${@:3}"; do
+    runs=$((runs + 1))
     figure=$(instructions "$2" "bench_${section}_$database")
     printf ' %s |' "$figure"
   done
@@ -434,7 +435,6 @@ count_row() {
 # instructions SCRIPT DATABASE: of a warm call.  Usage has been authorized in a session before,
 # with the same requests of the same agents.
 instructions() {
-  runs=$((runs + 1))
   [[ $1 != usage_request ]] || counted_session authorize_request "$2" >/dev/null
   counted_session "$@"
 }

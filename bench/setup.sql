@@ -86,3 +86,5 @@ $$;
 
 INSERT INTO bench.audit_log SELECT * FROM kavach.audit_log;
 \ir rows.sql
+SELECT kavach_reload_counters()
+\g /dev/null
