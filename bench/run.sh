@@ -617,10 +617,11 @@ same_rows() {
   [[ $same == t ]] || die "the INSERT does not write the row that the call writes"
 }
 
+# end_contenders [SIGNAL]: ALRM is what ends a pgbench in time, so that it completes its log.
 end_contenders() {
   local process
   for process in "${pid[@]}"; do
-    kill -TERM "$process" 2>/dev/null || true
+    kill "-${1:-TERM}" "$process" 2>/dev/null || true
     kill -CONT "$process" 2>/dev/null || true
     wait "$process" 2>/dev/null || true
   done
@@ -629,7 +630,7 @@ end_contenders() {
 
 finish() {
   local name
-  end_contenders
+  end_contenders ALRM
   for name in "${contenders[@]}"; do
     printf '%s\t%s\t%s\n' "$name" "${reference[$name]}" "${title[$name]}"
   done >"$folder/$section/contenders"
