@@ -1,6 +1,7 @@
 # report.awk: a comparison's table, out of its contenders, its turns, and
 # pgbench's logs (client, transaction, latency, script, seconds, microseconds).
-# Figures are medians over the rounds; a round's are over its two turns.
+# Figures are medians over the rounds; a round's are over its two turns.  A contender
+# in series has its ratio told round by round below.
 
 FILENAME ~ /\/contenders$/ {
   split($0, field, "\t")
@@ -111,5 +112,13 @@ END {
       line = line sprintf(" %.0f | %.2f |", median_of(each, name), median_ratio(each, name, other))
     }
     print line
+  }
+  if (series) {
+    line = ""
+    for (r = 1; r <= rounds; r++) {
+      first = rate[reference[series], r]
+      line = line (r > 1 ? ", " : "") sprintf("%.2f", first ? rate[series, r] / first : 0)
+    }
+    print "\nRound by round, " title[series] " ÷ " title[reference[series]] ": " line "."
   }
 }

@@ -2,12 +2,20 @@
 # What kavach costs: `make bench` measures it against a plain INSERT of the same
 # row, on a private server, and prints tables in markdown.
 #
-#   PART=…      speed contention many (the default); growth; quick (the default's,
-#               briefly): bench/run.sh takes them as its arguments
+#   PART=…      bench/run.sh takes them as its arguments:
+#     speed         authorize and INSERT (with contention and many the default)
+#     contention    one agent and many, and counters in rows
+#     many          a thousand calls in one statement
+#     settle        authorize, then record_usage: what everybody calls
+#     cold          sessions that have just connected; others' policies; memory
+#     growth        agents, policies, rows
+#     instructions  of a call, counted with callgrind
+#     quick         the default's, briefly
 #   ROUNDS=7    rounds of each comparison; medians are over rounds
 #   SECONDS=5   of each measurement
-#   CLIENTS='1 8 32'
-#   ROWS=5000000, AGENTS=100000   how big the big ledger and installation of growth are
+#   CLIENTS='1 8 32'              settle has 8 of its own accord, cold 8 and 32
+#   ROWS=5000000, AGENTS=100000   how big the big ledger and installation of growth
+#               are, AGENTS and POLICIES=20000 those of cold
 #
 # Each contender of a comparison is a pgbench that keeps its sessions throughout.
 # After a warm-up it is stopped (SIGSTOP), and continued for its turns alone; a
@@ -15,6 +23,10 @@
 # back (ABBA): what drifts hits all alike.  Tables are equally old and about equally
 # big on all sides: a comparison has a database of its own.  Each has the INSERT, or
 # what else it is about, compete with itself: that is what differences must exceed.
+#
+# A cold contender is another pgbench at each of its turns, whose sessions connect for
+# it and have called nobody before.  Each part has a server of its own, with kavach's
+# settings as they come, but for growth.
 set -euo pipefail
 # bash counts SECONDS itself from here on
 duration=$(printenv SECONDS || echo 5)
@@ -23,8 +35,11 @@ source scripts/common.sh
 
 rounds=${ROUNDS:-7}
 clients=${CLIENTS:-1 8 32}
+settle_clients=${CLIENTS:-8}
+cold_clients=${CLIENTS:-8 32}
 rows=${ROWS:-5000000}
 many_agents=${AGENTS:-100000}
+many_policies=${POLICIES:-20000}
 read -ra parts <<<"${*:-speed contention many}"
 if [[ ${parts[*]} == quick ]]; then
   parts=(speed contention many)
@@ -33,6 +48,7 @@ fi
 
 relaxed="-c synchronous_commit=off -c kavach.force_sync_commit=off"
 section=0
+runs=0
 
 declare -A title=(
   [insert]="INSERT" [insert_again]="INSERT again"
@@ -45,12 +61,19 @@ declare -A title=(
   [many_usage]="SELECT kavach_record_usage(…) FROM …"
   [small]="authorize, before" [small_again]="authorize, before, again" [big]="authorize, after"
   [small_insert]="INSERT, before" [big_insert]="INSERT, after"
+  [pair]="kavach_authorize(…), then kavach_record_usage(…)" [pair_again]="the two calls again"
+  [insert_pair]="two INSERTs" [insert_pair_again]="two INSERTs again"
+  [small_pair]="the two calls, before" [small_pair_again]="the two calls, before, again"
+  [big_pair]="the two calls, after"
+  [small_inserts]="two INSERTs, before" [big_inserts]="two INSERTs, after"
+  [few]="4 policies" [few_again]="4 policies again" [alone]="$many_policies policies"
+  [beside]="$many_policies, and 20 a second from another session"
 )
 
 main() {
   local part
   for part in "${parts[@]}"; do
-    [[ $part =~ ^(speed|contention|many|growth)$ ]] || die "unknown part: $part"
+    [[ $part =~ ^(speed|contention|many|settle|cold|growth|instructions)$ ]] || die "unknown part: $part"
   done
   scripts/setup.sh
   say "building and installing"
@@ -60,16 +83,18 @@ main() {
   results=$folder/results.md
   trap clean_up EXIT
   trap 'exit 130' INT TERM
-  "${CC:-cc}" -O2 -shared -fPIC -I"$("$PG_CONFIG" --includedir-server)" -o "$folder/uuid7.so" bench/uuid7.c
-  chmod 755 "$folder/uuid7.so"
-  # Room for every counter that growth needs, and for all contenders' sessions.
-  start_server "$folder" "fsync = on" "shared_buffers = 1GB" "max_wal_size = 8GB" \
-    "checkpoint_timeout = 1h" "max_connections = 300" "kavach.max_counters = 1000000"
+  compile uuid7
   describe | tee "$results"
   for part in "${parts[@]}"; do
     "part_$part"
   done
   say "the tables are in $results"
+}
+
+# compile NAME: a library for the server
+compile() {
+  "${CC:-cc}" -O2 -shared -fPIC -I"$("$PG_CONFIG" --includedir-server)" -o "$folder/$1.so" "bench/$1.c"
+  chmod 755 "$folder/$1.so"
 }
 
 clean_up() {
@@ -78,6 +103,14 @@ clean_up() {
   stop_server "$folder"
   find "$folder" -mindepth 1 -maxdepth 1 ! -name results.md -exec rm -rf {} +
   [[ -s $results ]] || rm -rf "$folder"
+}
+
+# serve [SETTING…]: a new server, with room for all contenders' sessions.
+serve() {
+  stop_server "$folder"
+  rm -rf "$folder/data"
+  start_server "$folder" "fsync = on" "shared_buffers = 1GB" "max_wal_size = 8GB" \
+    "checkpoint_timeout = 1h" "max_connections = 300" "$@"
 }
 
 describe() {
@@ -94,6 +127,7 @@ plural() {
 
 part_speed() {
   local c
+  serve
   for c in $clients; do
     begin "$(plural "$c" client), durable commits" 1000 4
     contend insert insert "$c"
@@ -116,6 +150,7 @@ part_speed() {
 
 part_contention() {
   local c
+  serve
   for c in $clients; do
     begin "$(plural "$c" client), durable commits, one tenant's budget in every call" 1000 4
     query -f bench/counter_rows.sql
@@ -129,6 +164,7 @@ part_contention() {
 }
 
 part_many() {
+  serve
   begin "1,000 calls in one statement, rows" 1000 4
   rows_each=1000
   contend many_insert many_insert 1 1
@@ -144,6 +180,7 @@ part_many() {
 # Relaxed, since a longer path through the CPU would hide behind a disk's sync, and
 # with two sessions, which have 100,000 agents to know.
 part_growth() {
+  serve "kavach.max_counters = 1000000"
   grow "100 agents, then $many_agents, all of them calling" 100 1 0 "$many_agents" 1 0
   grow "1 policy, then 1,000" 100 1 0 100 1000 0
   grow "an empty ledger, then $rows rows never vacuumed" 100 1 0 100 1 "$rows"
@@ -179,26 +216,270 @@ grow_meanwhile() {
   finish
 }
 
+part_settle() {
+  local c
+  serve
+  for c in $settle_clients; do
+    settle "$c" "durable commits" ""
+    settle "$c" "synchronous_commit and kavach.force_sync_commit off" "$relaxed"
+    settle_grown "$c" "12 earlier months, then 60" 12 60
+    settle_stale "$c"
+  done
+}
+
+# settle CLIENTS HOW OPTIONS
+settle() {
+  begin "$(plural "$1" client), $2, 12 earlier months" 1000 4 20000 12
+  query -c "VACUUM ANALYZE"
+  options=$3
+  contend insert_pair insert_pair "$1"
+  contend pair pair "$1"
+  contend insert_pair_again insert_pair "$1"
+  compare
+  same_rows
+  finish
+}
+
+# settle_grown CLIENTS TITLE MONTHS MONTHS: with few agents, here and below, as a warm-up of
+# many would take for ever should each call search a table.
+settle_grown() {
+  begin "$(plural "$1" client), $2" 100 4 20000 "$3"
+  query -c "VACUUM ANALYZE"
+  options=$relaxed
+  contend small_pair pair "$1"
+  contend small_pair_again pair "$1"
+  contend small_inserts insert_pair "$1"
+  use_database after 100 4 20000 "$4"
+  query -c "VACUUM ANALYZE"
+  contend big_pair pair "$1"
+  contend big_inserts insert_pair "$1"
+  compare_grown
+}
+
+# Plans that were made as a month began, and which nothing has replaced since: what
+# they search is empty, they think.
+settle_stale() {
+  begin "$(plural "$1" client), 100,000 rows this month, then plans and statistics from before them" 100 4 100000 12
+  query -c "VACUUM ANALYZE"
+  options=$relaxed
+  contend small_pair pair "$1"
+  contend small_pair_again pair "$1"
+  contend small_inserts insert_pair "$1"
+  use_database after 100 4 0 12
+  keep_statistics
+  query -c "VACUUM ANALYZE"
+  contend big_pair pair "$1"
+  contend big_inserts insert_pair "$1"
+  query -v agents=100 -v rows=100000 -f bench/rows.sql
+  compare_grown
+}
+
+compare_grown() {
+  reference[small_inserts]=small_inserts
+  reference[big_inserts]=small_inserts
+  contenders=(small_pair big_pair small_pair_again small_inserts big_inserts)
+  compare
+  finish
+}
+
+# Keeps autovacuum from renewing the ledger's statistics.
+keep_statistics() {
+  query <<'SQL'
+SET kavach.allow_alter = on;
+SELECT format('ALTER TABLE %s SET (autovacuum_enabled = off)', inhrelid::regclass)
+  FROM pg_inherits
+ WHERE inhparent IN ('kavach.audit_log'::regclass, 'bench.audit_log'::regclass)
+\gexec
+SQL
+}
+
+part_cold() {
+  local c measured=$duration
+  serve
+  for c in $cold_clients; do
+    cold "$(plural "$c" client) that have just connected, $many_agents agents" "$many_agents" "$c"
+    [[ $duration -lt 2 ]] || duration=2
+    cold "$(plural "$c" client) in their first $duration seconds, 1,000 agents" 1000 "$c"
+    duration=$measured
+  done
+  cold_policies
+  cold_memory
+}
+
+# cold TITLE AGENTS CLIENTS
+cold() {
+  begin "$1" "$2" 4
+  contend_cold insert insert "$3"
+  contend_cold authorize authorize "$3"
+  contend_cold insert_again insert "$3"
+  compare
+  series=authorize
+  finish
+}
+
+cold_policies() {
+  begin "policies for others: 20 a second, $many_policies in all" 1000 4
+  options=$relaxed
+  contend few authorize 8
+  contend few_again authorize 8
+  use_database after 1000 "$many_policies"
+  contend alone authorize 8
+  contend beside authorize 8
+  contend neighbour create_policy 1 1
+  companion[beside]=neighbour
+  contenders=(few alone beside few_again)
+  compare
+  finish
+}
+
+cold_memory() {
+  local idle called
+  begin "memory" "$many_agents" 4
+  options=$relaxed
+  contend idle idle 1 1
+  contend called authorize 1
+  idle=$(private_memory idle)
+  called=$(private_memory called)
+  {
+    printf '\n### Memory\n\n| | |\n| --- | --: |\n'
+    printf '| private memory of an idle session, kB | %s |\n' "$idle"
+    printf '| of one that has called %s agents, kB | %s |\n' "$many_agents" "$called"
+    printf '| more, kB | **%s** |\n' "$((called - idle))"
+    printf '| more for each agent, bytes | %s |\n' "$(((called - idle) * 1024 / many_agents))"
+  } | tee -a "$results"
+  leave
+  stop_server "$folder"
+  printf '| shared memory for each of kavach.max_counters, bytes | %s |\n' "$(counter_size)" | tee -a "$results"
+}
+
+# Of a contender's session, in kB: not what it alone has touched of shared memory so far.
+private_memory() {
+  awk '/^[0-9a-f]+-[0-9a-f]+ / { private = $2 ~ /p$/ } private && /^Private/ { sum += $2 } END { print sum }' \
+    "/proc/${sessions[$1]}/smaps"
+}
+
+# What a million more of them add to all of shared memory, which the stopped server tells in MB.
+counter_size() {
+  echo $((($(shared_memory 2000000) - $(shared_memory 1000000)) * 1048576 / 1000000))
+}
+
+shared_memory() {
+  (cd "$folder" && as_server "$(bindir)/postgres" -D "$folder/data" \
+    -c kavach.max_counters="$1" -C shared_memory_size 2>/dev/null)
+}
+
+# ---- instructions ----
+
+# Of what goes on inside of the function: no parser, plan, protocol nor commit.
+part_instructions() {
+  local name
+  scripts/setup.sh valgrind
+  compile callgrind
+  serve
+  begin "instructions of a call" 100 4 20000 12
+  use_database months 100 4 20000 60
+  constraints='{"max_calls_per_hour": 1000000000}' use_database rate 100 4 20000 12
+  constraints=$(usual_constraints) use_database constraints 100 4 20000 12
+  for name in before months rate constraints; do
+    database=bench_${section}_$name query -c "VACUUM ANALYZE" -c "
+      CREATE FUNCTION bench.forget_instructions()
+      RETURNS boolean LANGUAGE c AS '$folder/callgrind', 'bench_forget_instructions'"
+  done
+  serve_under_callgrind
+  {
+    printf '\n### Instructions of a call, inside of the function\n\n'
+    printf '| | 12 earlier months | 60 |\n| --- | --: | --: |\n'
+    count_row "authorize" authorize before months
+    count_row "authorize with request_id" authorize_request before months
+    count_row "record_usage by request_id" usage_request before months
+    count_row "authorize, of a permission with a rate per hour" authorize rate
+    count_row "authorize with arguments and ip" authorize_arguments before
+    count_row "the same, of a permission with constraints on both and a time_window" authorize_arguments constraints
+  } | tee -a "$results"
+  rm -rf "${folder:?}/$section"
+}
+
+# They hold now, and for hours.
+usual_constraints() {
+  date -u -d '-6 hours' '+{"allowed_arg_patterns": ["*@example.com"], "ip_allowlist": ["10.0.0.0/8"],
+    "time_window": {"start": "%H:%M", "end": "'"$(date -u -d '+6 hours' +%H:%M)"'"}}'
+}
+
+serve_under_callgrind() {
+  local wrapper=$folder/postgres
+  stop_server "$folder"
+  as_server mkdir "$folder/callgrind"
+  printf '#!/bin/bash\nexec valgrind -q --tool=callgrind --callgrind-out-file="%s/%%p" %s %s "%s" "$@"\n' \
+    "$folder/callgrind" --toggle-collect=kavach_authorize --toggle-collect=kavach_record_usage \
+    "$(bindir)/postgres" >"$wrapper"
+  chmod 755 "$wrapper"
+  (
+    cd "$folder" || exit
+    as_server "$(bindir)/pg_ctl" -D "$folder/data" -l "$folder/server.log" -p "$wrapper" -t 300 -w start \
+      >/dev/null </dev/null || die "no server under callgrind: $(tail -n 20 "$folder/server.log")"
+  )
+}
+
+# count_row TITLE SCRIPT, and the databases
+count_row() {
+  local database figure
+  printf '| %s |' "$1"
+  for database in "${@:3}"; do
+    runs=$((runs + 1))
+    figure=$(instructions "$2" "bench_${section}_$database")
+    printf ' %s |' "$figure"
+  done
+  [[ $# -gt 3 ]] || printf ' |'
+  printf '\n'
+}
+
+# instructions SCRIPT DATABASE: of a warm call.  Usage has been authorized in a session before,
+# with the same requests of the same agents.
+instructions() {
+  [[ $1 != usage_request ]] || counted_session authorize_request "$2" >/dev/null
+  counted_session "$@"
+}
+
+counted_session() {
+  local warm=20 counted=100 out=$folder/$section/out
+  find "$folder/callgrind" -type f -delete
+  cat bench/call.pgbench "bench/$1.pgbench" bench/forget.pgbench >"$folder/$section/script"
+  PGOPTIONS=$relaxed "$(bindir)/pgbench" -n -M prepared -c 1 -t $((warm + counted)) --random-seed=1 \
+    -h "$folder" -U postgres -f "$folder/$section/script" \
+    -D call=0 -D agents=10 -D action=execute -D resource=mcp:openai:chat -D tenant=tenant_1 \
+    -D tokens=150 -D spent=134 -D run="$runs" -D warm=$warm "$2" >"$out" 2>&1 ||
+    die "$1 broke off: $(cat "$out")"
+  wait_until 60 collected_some >/dev/null || die "callgrind has counted nothing of $1"
+  echo $(($(collected_some) / counted))
+}
+
+# A session's file is complete with its last line, the totals; others' are 0.
+collected_some() {
+  cat "$folder"/callgrind/* 2>/dev/null | awk '/^totals:/ { sum += $2 } END { printf "%.0f\n", sum; exit sum == 0 }'
+}
+
 # ---- a comparison ----
 
 query() {
   "$(bindir)/psql" -X -q -v ON_ERROR_STOP=1 -h "$folder" -U postgres -d "$database" "$@"
 }
 
-# begin TITLE AGENTS POLICIES [ROWS]
+# begin TITLE AGENTS POLICIES [ROWS [MONTHS]]
 begin() {
   section=$((section + 1))
   heading=$1
   contenders=()
   options=
   rows_each=1
-  declare -gA pid=() sessions=() reference=() companion=()
+  series=
+  constraints='{}'
+  declare -gA pid=() sessions=() reference=() companion=() cold=()
   mkdir "$folder/$section"
   say "$heading"
   use_database before "${@:2}"
 }
 
-# use_database NAME AGENTS POLICIES [ROWS]: what contends from here on, does it there.
+# use_database NAME AGENTS POLICIES [ROWS [MONTHS]]: what contends from here on, does it there.
 use_database() {
   agents=$2
   database=postgres query -c "CREATE DATABASE bench_${section}_$1"
@@ -206,20 +487,16 @@ use_database() {
   if [[ ${4:-0} -gt 0 ]]; then
     query -c "ALTER DATABASE $database SET client_min_messages = warning"
   fi
-  query -v agents="$2" -v policies="$3" -v rows="${4:-0}" -v library="$folder/uuid7.so" -f bench/setup.sql
+  query -v agents="$2" -v policies="$3" -v rows="${4:-0}" -v months="${5:-0}" -v constraints="$constraints" \
+    -v library="$folder/uuid7.so" -f bench/setup.sql
   query -c "VACUUM ANALYZE kavach.agent, kavach.permission, kavach.budget_policy, kavach.budget_limit"
 }
 
 # contend NAME SCRIPT CLIENTS [AGENTS]: a contender, warmed up and stopped.
 contend() {
-  local name=$1 count=${4:-$agents} threads=$3
-  [[ $threads -lt $(nproc) ]] || threads=$(nproc)
+  local name=$1 count=${4:-$agents}
   cat bench/call.pgbench "bench/$2.pgbench" >"$folder/$section/$name.script"
-  PGAPPNAME=$name PGOPTIONS=$options "$(bindir)/pgbench" -n -M prepared -c "$3" -j "$threads" -T 1000000 \
-    -h "$folder" -U postgres -f "$folder/$section/$name.script" --log --log-prefix="$folder/$section/$name" \
-    -D call=0 -D agents="$count" -D action=execute -D resource=mcp:openai:chat -D tenant=tenant_1 \
-    -D tokens=150 "$database" >"$folder/$section/$name.out" 2>&1 &
-  pid[$name]=$!
+  start_pgbench "$name" "$3" "$count" 0 1000000
   until is_warm "$name" "$3" "$count"; do
     kill -0 "${pid[$name]}" 2>/dev/null || die "$name broke off: $(cat "$folder/$section/$name.out")"
     sleep 0.5
@@ -228,6 +505,26 @@ contend() {
   sessions[$name]=$(query -At -c "SELECT pid FROM pg_stat_activity WHERE application_name = '$name'")
   [[ $name == neighbour ]] || contenders+=("$name")
   reference[$name]=${contenders[0]}
+}
+
+# contend_cold NAME SCRIPT CLIENTS: a contender that connects at each turn.
+contend_cold() {
+  cat bench/call.pgbench "bench/$2.pgbench" >"$folder/$section/$1.script"
+  cold[$1]=$3
+  contenders+=("$1")
+  reference[$1]=${contenders[0]}
+}
+
+# start_pgbench NAME CLIENTS AGENTS CALL SECONDS: it goes on from that call (call.pgbench).
+start_pgbench() {
+  local name=$1 threads=$2
+  [[ $threads -lt $(nproc) ]] || threads=$(nproc)
+  runs=$((runs + 1))
+  PGAPPNAME=$name PGOPTIONS=$options "$(bindir)/pgbench" -n -M prepared -c "$2" -j "$threads" -T "$5" \
+    -h "$folder" -U postgres -f "$folder/$section/$name.script" --log --log-prefix="$folder/$section/$name" \
+    -D call="$4" -D agents="$3" -D action=execute -D resource=mcp:openai:chat -D tenant=tenant_1 \
+    -D tokens=150 -D spent=134 -D run="$runs" "$database" >"$folder/$section/$name.out" 2>&1 &
+  pid[$name]=$!
 }
 
 # Whether each of the sessions has called each agent, going by the end of the log.
@@ -244,7 +541,11 @@ compare() {
   done
   for ((round = 1; round <= rounds; round++)); do
     for name in "${order[@]}"; do
-      take_turn "$name" "$round"
+      if [[ -n ${cold[$name]:-} ]]; then
+        take_cold_turn "$name" "$round"
+      else
+        take_turn "$name" "$round"
+      fi
     done
   done
 }
@@ -269,6 +570,33 @@ take_turn() {
   sleep 0.2
 }
 
+# It begins with the first call, when all have connected.
+take_cold_turn() {
+  local name=$1 cpu process
+  query -c CHECKPOINT
+  cpu=$(cpu_time_of_ended)
+  start_pgbench "$name" "${cold[$name]}" "$agents" "$agents" "$duration"
+  process=${pid[$name]}
+  wait "$process" || die "$name broke off: $(cat "$folder/$section/$name.out")"
+  unset "pid[$name]"
+  wait_until 60 has_left "$name" || die "sessions of $name do not end"
+  cpu=$(($(cpu_time_of_ended) - cpu))
+  awk -v turn="$name $2" -v seconds="$duration" -v cpu="$cpu" '
+    { begun = $5 + ($6 - $3) / 1000000; if (!from || begun < from) from = begun }
+    END { printf "%s %.6f %.6f %s\n", turn, from, from + seconds, cpu }' \
+    "$folder/$section/$name.$process"* >>"$folder/$section/turns"
+}
+
+has_left() {
+  [[ $(query -At -c "SELECT count(*) FROM pg_stat_activity WHERE application_name = '$1'") -eq 0 ]]
+}
+
+# Nanoseconds that all backends which have ended by now have spent on a CPU.
+cpu_time_of_ended() {
+  awk -v ticks="$(getconf CLK_TCK)" '{ printf "%.0f", ($16 + $17) * 1000000000 / ticks }' \
+    "/proc/$(head -n 1 "$folder/data/postmaster.pid")/stat"
+}
+
 # Nanoseconds that a contender's backends have spent on a CPU.
 cpu_time() {
   local process
@@ -281,17 +609,19 @@ cpu_time() {
 same_rows() {
   local same
   same=$(query -At -c "
-    SELECT count(*)
-      FROM (SELECT to_jsonb(a) - 'id' - 'ts' AS row FROM kavach.audit_log a WHERE agent_id = '4000000042' LIMIT 1) k
-      JOIN (SELECT to_jsonb(a) - 'id' - 'ts' AS row FROM bench.audit_log a WHERE agent_id = '4000000042' LIMIT 1) b
-     USING (row)")
-  [[ $same -eq 1 ]] || die "the INSERT does not write the row that the call writes"
+    WITH k AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
+                 FROM kavach.audit_log a WHERE agent_id = '4000000042'),
+         b AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
+                 FROM bench.audit_log a WHERE agent_id = '4000000042')
+    SELECT EXISTS (TABLE k) AND NOT EXISTS (TABLE k EXCEPT TABLE b) AND NOT EXISTS (TABLE b EXCEPT TABLE k)")
+  [[ $same == t ]] || die "the INSERT does not write the row that the call writes"
 }
 
+# end_contenders [SIGNAL]: ALRM is what ends a pgbench in time, so that it completes its log.
 end_contenders() {
   local process
   for process in "${pid[@]}"; do
-    kill -TERM "$process" 2>/dev/null || true
+    kill "-${1:-TERM}" "$process" 2>/dev/null || true
     kill -CONT "$process" 2>/dev/null || true
     wait "$process" 2>/dev/null || true
   done
@@ -300,15 +630,21 @@ end_contenders() {
 
 finish() {
   local name
-  end_contenders
+  end_contenders ALRM
   for name in "${contenders[@]}"; do
     printf '%s\t%s\t%s\n' "$name" "${reference[$name]}" "${title[$name]}"
   done >"$folder/$section/contenders"
   {
     printf '\n### %s\n\n' "${heading^}"
-    awk -v calls="$rows_each" -f bench/report.awk "$folder/$section/contenders" "$folder/$section/turns" \
+    awk -v calls="$rows_each" -v series="$series" -f bench/report.awk "$folder/$section/contenders" "$folder/$section/turns" \
       "$folder/$section"/*.[0-9]*
   } | tee -a "$results"
+  leave
+}
+
+leave() {
+  local name
+  end_contenders
   rm -rf "${folder:?}/$section"
   for name in before after; do
     database=postgres query -c "DROP DATABASE IF EXISTS bench_${section}_$name (FORCE)"
