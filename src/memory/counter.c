@@ -88,7 +88,7 @@ counter_define_settings(void)
 							"Sets of how many agents, users, tenants and rates usage is kept in memory.",
 							"A bound of memory, not of subjects: those that no transaction uses make room for others, and are read from the ledger again.",
 							&max_counters,
-							131072, 64, INT_MAX / 2,
+							131072, 16, INT_MAX / 2,
 							PGC_POSTMASTER,
 							0,
 							NULL, NULL, NULL);
