@@ -1,5 +1,5 @@
 -- counter.sql
---   What is counted in memory, for operators: src/memory/counter.c has how.
+--   What is counted in memory, for operators: src/memory/ has how.
 
 CREATE FUNCTION kavach.current_usage(
   scope text, subject text, period text, committed boolean,
@@ -24,16 +24,16 @@ COMMENT ON FUNCTION kavach.read_counters() IS
 CREATE VIEW kavach.counters AS
 SELECT * FROM kavach.read_counters();
 
-COMMENT ON VIEW kavach.counters IS 'The usage counters of this database that are in memory; figures are NULL in one that is not loaded yet.';
+COMMENT ON VIEW kavach.counters IS 'The usage of this database that is in memory, by subject and window; figures are NULL in one that is not loaded yet.';
 COMMENT ON COLUMN kavach.counters.scope IS 'agent, user, tenant, all, or permission (its rate per hour).';
-COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id; NULL for all.';
+COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id, of more than 41 bytes the beginning; NULL for all.';
 COMMENT ON COLUMN kavach.counters.period IS 'hour, day, month, total, or five_minutes of a rate per hour.';
 COMMENT ON COLUMN kavach.counters.period_start IS 'Start of the window (UTC); -infinity for total.';
 COMMENT ON COLUMN kavach.counters.tokens_used IS 'Tokens charged by committed transactions.';
 COMMENT ON COLUMN kavach.counters.tokens_pending IS 'Tokens charged by open transactions.';
 COMMENT ON COLUMN kavach.counters.calls_used IS 'Admitted calls of committed transactions.';
 COMMENT ON COLUMN kavach.counters.calls_pending IS 'Admitted calls of open transactions.';
-COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it is not evicted.';
+COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it stays.';
 
 CREATE FUNCTION kavach.read_counter_stats(OUT loads bigint, OUT evictions bigint, OUT refusals bigint)
 LANGUAGE c VOLATILE
@@ -47,7 +47,7 @@ SELECT * FROM kavach.read_counter_stats();
 
 COMMENT ON VIEW kavach.counter_stats IS 'What the counters of this server have been through since its start.';
 COMMENT ON COLUMN kavach.counter_stats.loads IS 'Times that a subject''s counters were read from the ledger.';
-COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Counters that made room for others.';
+COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Subjects, and rates, that made room for others.';
 COMMENT ON COLUMN kavach.counter_stats.refusals IS 'Calls that failed because every counter was in use (53200).';
 
 CREATE FUNCTION @extschema@.kavach_reload_counters()

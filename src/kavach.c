@@ -14,7 +14,12 @@
  *	words.c			how texts and numbers read in a reason
  *
  *	memory/
- *	counter.c		usage of every scope and window, in shared memory
+ *	charge.c		what a call charges to counters, and its transaction has charged
+ *	peek.c			how usage stands, for advice
+ *	load.c			reads usage that is not in memory from the ledger
+ *	rate.c			the rate per hour of a permission
+ *	counter.c		the table of counters: windows of subjects, eviction
+ *	inspect.c		what operators see of them
  *	catalog.c		agents, permissions and policies, looked up and cached
  *
  *	ledger/
@@ -40,7 +45,7 @@
  *
  *	vocabulary.c	what scopes, measures and actions are called
  *
- * Only counter.c and tally.c know how usage is counted, and only ledger.c and
+ * Only memory/ and tally.c know how usage is counted, and only ledger.c and
  * insert.c how a row gets into the ledger.
  *-------------------------------------------------------------------------
  */

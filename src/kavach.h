@@ -79,11 +79,21 @@ typedef enum PolicyAction
 
 #define NUM_ACTIONS		(ACTION_REVOKE + 1)
 
-/* The ids that a call charges, by ScopeKind; NULL where there is none. */
+/* Whose usage it is. */
 typedef struct Subject
 {
-	const char *ids[NUM_SCOPES];
+	ScopeKind	scope;
+	const char *id;				/* NULL for all agents */
 } Subject;
+
+#define MAX_SUBJECTS	8
+
+/* Those that a call charges, narrowest first; there may be several of a scope. */
+typedef struct SubjectList
+{
+	int			count;
+	Subject		subjects[MAX_SUBJECTS];
+} SubjectList;
 
 /* Usage of one subject in one window, by measure, as a transaction sees it. */
 typedef struct Usage
@@ -91,6 +101,8 @@ typedef struct Usage
 	int64		used[NUM_MEASURES]; /* committed, and its own */
 	int64		pending[NUM_MEASURES];	/* others' open increases */
 } Usage;
+
+typedef int64 Amounts[NUM_MEASURES];
 
 /*
  * The rate per hour of a permission is counted in windows of five minutes: the
@@ -106,6 +118,8 @@ typedef struct Usage
 typedef struct ScopeInfo
 {
 	const char *name;			/* in kavach.budget_policy and kavach.counters */
+	const char *column;			/* of the ledger, with its ids; NULL: has none */
+	bool		indexed;		/* whether that column finds its rows */
 } ScopeInfo;
 
 extern const ScopeInfo scopes[NUM_COUNTED_SCOPES];

@@ -6,7 +6,7 @@
  * policies (a crash must not undo a revocation), commits durably, whatever
  * synchronous_commit the session has; and none that kavach has a share in can
  * be prepared, as its charges live in this backend.  After it, or
- * after an abort: charges are settled (counter.c) and changed agents and
+ * after an abort: charges are settled (charge.c) and changed agents and
  * policies made known (catalog.c); nothing there can fail.
  *-------------------------------------------------------------------------
  */
@@ -21,7 +21,7 @@
 #include "ledger/announce.h"
 #include "ledger/written.h"
 #include "memory/catalog.h"
-#include "memory/counter.h"
+#include "memory/charge.h"
 #include "server/lock.h"
 
 static bool force_sync_commit = true;
@@ -65,14 +65,14 @@ at_transaction_event(XactEvent event, void *arg)
 			break;
 		case XACT_EVENT_COMMIT:
 			announce_end_transaction(true);
-			counter_end_transaction(true);
+			charge_end_transaction(true);
 			catalog_end_transaction(true);
 			lock_end_transaction();
 			written_end_transaction(true);
 			break;
 		case XACT_EVENT_ABORT:
 			announce_end_transaction(false);
-			counter_end_transaction(false);
+			charge_end_transaction(false);
 			catalog_end_transaction(false);
 			lock_end_transaction();
 			written_end_transaction(false);
@@ -90,11 +90,11 @@ at_subtransaction_event(SubXactEvent event, SubTransactionId my_id, SubTransacti
 	switch (event)
 	{
 		case SUBXACT_EVENT_COMMIT_SUB:
-			counter_end_subtransaction(true, level);
+			charge_end_subtransaction(true, level);
 			written_end_subtransaction(true, level);
 			break;
 		case SUBXACT_EVENT_ABORT_SUB:
-			counter_end_subtransaction(false, level);
+			charge_end_subtransaction(false, level);
 			written_end_subtransaction(false, level);
 			break;
 		default:

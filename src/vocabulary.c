@@ -10,11 +10,11 @@
 #include "server/argument.h"
 
 const ScopeInfo scopes[NUM_COUNTED_SCOPES] = {
-	[SCOPE_AGENT] = {"agent"},
-	[SCOPE_USER] = {"user"},
-	[SCOPE_TENANT] = {"tenant"},
-	[SCOPE_ALL] = {"all"},
-	[SCOPE_PERMISSION] = {"permission"},
+	[SCOPE_AGENT] = {"agent", "agent_id", true},
+	[SCOPE_USER] = {"user", "user_id", false},
+	[SCOPE_TENANT] = {"tenant", "tenant_id", false},
+	[SCOPE_ALL] = {"all", NULL, false},
+	[SCOPE_PERMISSION] = {"permission", NULL, false},
 };
 
 const char *const measure_names[NUM_MEASURES] = {

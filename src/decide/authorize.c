@@ -28,7 +28,8 @@
 #include "ledger/ledger.h"
 #include "ledger/row.h"
 #include "memory/catalog.h"
-#include "memory/counter.h"
+#include "memory/charge.h"
+#include "memory/peek.h"
 #include "server/argument.h"
 #include "server/clock.h"
 #include "server/errors.h"
@@ -70,6 +71,12 @@ typedef struct Decision
 
 	int64		permission_id;	/* for the ledger; 0 for none */
 } Decision;
+
+static SubjectList
+subjects_of(const Agent *agent)
+{
+	return budget_subjects(agent->agent_id, agent->user_id, agent->tenant_id);
+}
 
 static bool
 is_admitted(const Decision *decision)
@@ -158,7 +165,7 @@ check_permission(const Call *call, const Profile *profile)
  * mark of five minutes at which enough of its calls have left the hour.
  */
 static void
-set_room(Candidate *candidate, TimestampTz ts, const int64 calls[RATE_WINDOWS])
+set_room(Candidate *candidate, TimestampTz ts, const RateCalls calls)
 {
 	int64		sum = 0;
 	TimestampTz mark = period_start(PERIOD_RATE, ts);	/* the current window */
@@ -182,12 +189,12 @@ read_rates(const CounterSet *counters, PermissionVerdict *permission)
 	for (int i = 0; i < permission->ncandidates; i++)
 	{
 		Candidate  *candidate = &permission->candidates[i];
-		int64		calls[RATE_WINDOWS];
+		RateCalls	calls;
 
 		candidate->room_at = DT_NOBEGIN;
 		if (candidate->rate < 0)
 			continue;
-		counter_rate(counters, candidate->rate, calls);
+		charge_rate(counters, candidate->rate, calls);
 		set_room(candidate, counters->ts, calls);
 	}
 }
@@ -199,12 +206,12 @@ peek_rates(const Call *call, PermissionVerdict *permission)
 	for (int i = 0; i < permission->ncandidates; i++)
 	{
 		Candidate  *candidate = &permission->candidates[i];
-		int64		calls[RATE_WINDOWS];
+		RateCalls	calls;
 
 		candidate->room_at = DT_NOBEGIN;
 		if (candidate->max_calls_per_hour == 0)
 			continue;
-		counter_peek_rate(call->agent_id, candidate->permission_id, call->ts, calls);
+		peek_rate(call->agent_id, candidate->permission_id, call->ts, calls);
 		set_room(candidate, call->ts, calls);
 	}
 }
@@ -287,7 +294,7 @@ is_retry(const Call *call, const Profile *profile, Decision *decision)
 {
 	LedgerRow  *first;
 	Budget		budget;
-	Subject		subject = agent_subject(&profile->agent);
+	SubjectList subjects = subjects_of(&profile->agent);
 	PermissionVerdict permission;
 
 	if (call->request_id == NULL)
@@ -304,7 +311,7 @@ is_retry(const Call *call, const Profile *profile, Decision *decision)
 	decision->policy_id = first->policy_id;
 	decision->policy_action = first->policy_id ? action_names[ACTION_WARN] : NULL;
 	decision->granted = first->tokens_cost;
-	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subjects, call->ts);
 	budget_peek(&budget);
 	permission = check_permission(call, profile);
 	peek_rates(call, &permission);
@@ -333,10 +340,11 @@ typedef struct Charge
 {
 	Candidate  *taken;			/* NULL: every candidate's rate is used up */
 	BudgetVerdict verdict;
+	Amounts		amounts;		/* of a call that is admitted */
 } Charge;
 
 static void
-open_counters(CounterSet *counters, const Call *call, const Subject *subject, PermissionVerdict *permission)
+open_counters(CounterSet *counters, const Call *call, const SubjectList *subjects, PermissionVerdict *permission)
 {
 	int64	   *rated = palloc(sizeof(int64) * permission->ncandidates);
 	int			nrated = 0;
@@ -349,7 +357,7 @@ open_counters(CounterSet *counters, const Call *call, const Subject *subject, Pe
 		if (candidate->rate >= 0)
 			rated[nrated++] = candidate->permission_id;
 	}
-	counter_open(counters, subject, call->ts, call->ts, rated, nrated);
+	charge_open(counters, subjects, call->ts, call->ts, rated, nrated);
 }
 
 /* Checks rate and budgets, then charges them, all or none. */
@@ -365,12 +373,14 @@ charge_counters(const Call *call, CounterSet *counters, PermissionVerdict *permi
 	{
 		budget_read(budget, counters);
 		charge.verdict = budget_check(budget, call->tokens_cost, call->min_tokens);
+		charge.amounts[MEASURE_TOKENS] = charge.verdict.granted.value;
+		charge.amounts[MEASURE_CALLS] = 1;
 		if (charge.verdict.admitted)
-			taken = counter_charge(counters, charge.verdict.granted.value, 1, charge.taken->rate);
+			taken = charge_add(counters, charge.amounts, charge.taken->rate);
 	}
-	counter_close(counters);
+	charge_close(counters);
 	if (!taken)
-		counter_refuse_overflow();
+		charge_refuse_overflow();
 	return charge;
 }
 
@@ -426,13 +436,13 @@ apply_verdict(const Call *call, const Budget *budget, const BudgetVerdict *verdi
 static void
 decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *permission, Decision *decision)
 {
-	Subject		subject = agent_subject(&profile->agent);
+	SubjectList subjects = subjects_of(&profile->agent);
 	Budget		budget;
 	CounterSet	counters;
 	Charge		charge;
 
-	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
-	open_counters(&counters, call, &subject, permission);
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subjects, call->ts);
+	open_counters(&counters, call, &subjects, permission);
 	charge = charge_counters(call, &counters, permission, &budget);
 	if (charge.taken == NULL)
 	{
@@ -445,7 +455,7 @@ decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *pe
 	{
 		decision->permission_id = charge.taken->permission_id;
 		charge.taken->left--;
-		budget_charge(&budget, decision->granted.value, 1);
+		budget_charge(&budget, charge.amounts);
 	}
 	else if (charge.verdict.refusal != NULL && charge.verdict.refusal->action == ACTION_REVOKE)
 		catalog_revoke_agent(call->agent_id,
@@ -457,7 +467,7 @@ decide_by_budget(const Call *call, const Profile *profile, PermissionVerdict *pe
 static void
 advise_by_budget(const Call *call, const Profile *profile, PermissionVerdict *permission, Decision *decision)
 {
-	Subject		subject = agent_subject(&profile->agent);
+	SubjectList subjects = subjects_of(&profile->agent);
 	Budget		budget;
 	BudgetVerdict verdict;
 
@@ -468,7 +478,7 @@ advise_by_budget(const Call *call, const Profile *profile, PermissionVerdict *pe
 		return;
 	}
 
-	budget_prepare(&budget, profile->limits, profile->nlimits, &subject, call->ts);
+	budget_prepare(&budget, profile->limits, profile->nlimits, &subjects, call->ts);
 	budget_peek(&budget);
 	verdict = budget_check(&budget, call->tokens_cost, call->min_tokens);
 	apply_verdict(call, &budget, &verdict, decision);

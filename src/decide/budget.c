@@ -18,16 +18,43 @@
 
 #include "decide/words.h"
 #include "memory/catalog.h"
-#include "memory/counter.h"
+#include "memory/charge.h"
+#include "memory/peek.h"
 #include "server/argument.h"
 #include "server/clock.h"
 
-Subject
-agent_subject(const Agent *agent)
+static void
+add_subject(SubjectList *list, ScopeKind scope, const char *id)
 {
-	Subject		subject = {{agent->agent_id, agent->user_id, agent->tenant_id, NULL}};
+	list->subjects[list->count].scope = scope;
+	list->subjects[list->count].id = id;
+	list->count++;
+}
 
-	return subject;
+/* Whom a call of an agent charges. */
+SubjectList
+budget_subjects(const char *agent_id, const char *user_id, const char *tenant_id)
+{
+	SubjectList list = {0};
+
+	add_subject(&list, SCOPE_AGENT, agent_id);
+	if (user_id != NULL)
+		add_subject(&list, SCOPE_USER, user_id);
+	if (tenant_id != NULL)
+		add_subject(&list, SCOPE_TENANT, tenant_id);
+	add_subject(&list, SCOPE_ALL, NULL);
+	return list;
+}
+
+/* Which of them a limit is about: there is one of each scope. */
+static int
+subject_of(const SubjectList *list, ScopeKind scope)
+{
+	for (int i = 0; i < list->count; i++)
+		if (list->subjects[i].scope == scope)
+			return i;
+	elog(ERROR, "a limit is about a %s, of which the call has none", scopes[scope].name);
+	return 0;					/* keep compiler quiet */
 }
 
 const char *
@@ -41,9 +68,9 @@ refusal_result(PolicyAction action)
 /* A budget that binds a call, from its limits; how they stand is not known yet. */
 void
 budget_prepare(Budget *budget, const BudgetLimit *limits, int nlimits,
-			   const Subject *subject, TimestampTz ts)
+			   const SubjectList *subjects, TimestampTz ts)
 {
-	budget->subject = *subject;
+	budget->subjects = *subjects;
 	budget->ts = ts;
 	budget->nlimits = nlimits;
 	budget->limits = palloc(sizeof(BudgetLimit) * Max(nlimits, 1));
@@ -52,6 +79,7 @@ budget_prepare(Budget *budget, const BudgetLimit *limits, int nlimits,
 	{
 		BudgetLimit *limit = &budget->limits[i];
 
+		limit->subject = subject_of(subjects, limit->scope);
 		limit->window_end = period_end(limit->period, ts);
 		limit->baseline_applies = limit->has_baseline &&
 			limit->baseline_start == period_start(limit->period, ts);
@@ -89,7 +117,7 @@ budget_read(Budget *budget, const CounterSet *counters)
 	for (int i = 0; i < budget->nlimits; i++)
 	{
 		BudgetLimit *limit = &budget->limits[i];
-		Usage		usage = counter_usage(counters, limit->scope, limit->period);
+		Usage		usage = charge_usage(counters, limit->subject, limit->period);
 
 		stand(limit, &usage);
 	}
@@ -99,14 +127,14 @@ budget_read(Budget *budget, const CounterSet *counters)
 void
 budget_peek(Budget *budget)
 {
-	int			wanted[NUM_SCOPES] = {0};
-	Usage		usage[NUM_SCOPES][NUM_PERIODS];
+	int			wanted[MAX_SUBJECTS] = {0};
+	Usage		usage[MAX_SUBJECTS][NUM_PERIODS];
 
 	for (int i = 0; i < budget->nlimits; i++)
-		wanted[budget->limits[i].scope] |= PERIOD_BIT(budget->limits[i].period);
-	counter_peek(&budget->subject, budget->ts, wanted, usage);
+		wanted[budget->limits[i].subject] |= PERIOD_BIT(budget->limits[i].period);
+	peek_usage(&budget->subjects, budget->ts, wanted, usage);
 	for (int i = 0; i < budget->nlimits; i++)
-		stand(&budget->limits[i], &usage[budget->limits[i].scope][budget->limits[i].period]);
+		stand(&budget->limits[i], &usage[budget->limits[i].subject][budget->limits[i].period]);
 }
 
 /* ---- deciding ---- */
@@ -232,13 +260,13 @@ budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens)
  * Counts a charge in, for the figures that the answer gives.
  */
 void
-budget_charge(Budget *budget, int64 tokens, int64 calls)
+budget_charge(Budget *budget, const Amounts amounts)
 {
 	for (int i = 0; i < budget->nlimits; i++)
 	{
 		BudgetLimit *limit = &budget->limits[i];
 
-		limit->usage += limit->measure == MEASURE_TOKENS ? tokens : calls;
+		limit->usage += amounts[limit->measure];
 		limit->used = counted(limit);
 	}
 }
@@ -280,7 +308,7 @@ budget_remaining(Budget *budget, MeasureKind measure)
 static const char *
 subject_in_words(const Budget *budget, const BudgetLimit *limit)
 {
-	const char *id = budget->subject.ids[limit->scope];
+	const char *id = budget->subjects.subjects[limit->subject].id;
 
 	return id ? psprintf("%s \"%s\"", scopes[limit->scope].name, id) : "all agents";
 }

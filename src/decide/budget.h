@@ -9,12 +9,12 @@
 #include "kavach.h"
 
 #include "memory/catalog.h"
-#include "memory/counter.h"
+#include "memory/charge.h"
 
 /* The limits that bind a subject at a time, and how they stand. */
 typedef struct Budget
 {
-	Subject		subject;
+	SubjectList subjects;
 	TimestampTz ts;
 	BudgetLimit *limits;
 	int			nlimits;
@@ -32,16 +32,16 @@ typedef struct BudgetVerdict
 } BudgetVerdict;
 
 extern void budget_prepare(Budget *budget, const BudgetLimit *limits, int nlimits,
-						   const Subject *subject, TimestampTz ts);
+						   const SubjectList *subjects, TimestampTz ts);
 extern void budget_peek(Budget *budget);
 extern void budget_read(Budget *budget, const CounterSet *counters);
 extern BudgetVerdict budget_check(Budget *budget, OptionalInt64 cost, OptionalInt64 min_tokens);
-extern void budget_charge(Budget *budget, int64 tokens, int64 calls);
+extern void budget_charge(Budget *budget, const Amounts amounts);
 extern BudgetLimit *budget_used_up(Budget *budget);
 extern OptionalInt64 budget_remaining(Budget *budget, MeasureKind measure);
 extern char *budget_reason(const Budget *budget, const BudgetVerdict *verdict,
 						   OptionalInt64 cost, OptionalInt64 min_tokens, bool advice);
 extern const char *refusal_result(PolicyAction action);
-extern Subject agent_subject(const Agent *agent);
+extern SubjectList budget_subjects(const char *agent_id, const char *user_id, const char *tenant_id);
 
 #endif							/* BUDGET_H */

@@ -27,7 +27,7 @@
 #include "ledger/ledger.h"
 #include "ledger/row.h"
 #include "memory/catalog.h"
-#include "memory/counter.h"
+#include "memory/charge.h"
 #include "server/argument.h"
 #include "server/clock.h"
 #include "server/errors.h"
@@ -192,17 +192,17 @@ tell_remaining(Receipt *receipt, Budget *budget)
 static void
 prepare_budget(Budget *budget, const Profile *profile, const LedgerRow *row, TimestampTz ts)
 {
-	Subject		subject = {{row->agent_id, row->user_id, row->tenant_id, NULL}};
+	SubjectList subjects = budget_subjects(row->agent_id, row->user_id, row->tenant_id);
 
 	if (profile != NULL &&
 		same_text(row->user_id, profile->agent.user_id) && same_text(row->tenant_id, profile->agent.tenant_id))
-		budget_prepare(budget, profile->limits, profile->nlimits, &subject, ts);
+		budget_prepare(budget, profile->limits, profile->nlimits, &subjects, ts);
 	else
 	{
 		int			nlimits;
-		BudgetLimit *limits = catalog_limits(&subject, &nlimits);
+		BudgetLimit *limits = catalog_limits(&subjects, &nlimits);
 
-		budget_prepare(budget, limits, nlimits, &subject, ts);
+		budget_prepare(budget, limits, nlimits, &subjects, ts);
 	}
 }
 
@@ -229,18 +229,19 @@ static Receipt
 charge_row(const Profile *profile, LedgerRow *row)
 {
 	Receipt		receipt = {.charged = row->tokens_cost.value};
+	const Amounts amounts = {[MEASURE_TOKENS] = receipt.charged};
 	Budget		budget;
 	CounterSet	counters;
 	bool		taken;
 	BudgetLimit *used_up;
 
 	prepare_budget(&budget, profile, row, row->ts);
-	counter_open(&counters, &budget.subject, row->ts, ledger_charged_at(row), NULL, 0);
-	taken = counter_charge(&counters, receipt.charged, 0, -1);
+	charge_open(&counters, &budget.subjects, row->ts, ledger_charged_at(row), NULL, 0);
+	taken = charge_add(&counters, amounts, -1);
 	budget_read(&budget, &counters);
-	counter_close(&counters);
+	charge_close(&counters);
 	if (!taken)
-		counter_refuse_overflow();
+		charge_refuse_overflow();
 
 	used_up = budget_used_up(&budget);
 	receipt.code = used_up ? "over_budget" : "recorded";

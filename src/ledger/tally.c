@@ -25,7 +25,9 @@
 
 #include "catalog/pg_type.h"
 #include "common/int.h"
+#include "lib/stringinfo.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 #include "ledger/ledger.h"
 #include "ledger/partition.h"
@@ -54,61 +56,110 @@ static Statement restoring_sessions = {
 
 /*
  * Sums are grouped by the shortest window that a row is in, as a PeriodKind
- * ($1 to $6 bound hour, day and month, each within the next), over the longest
- * window that is wanted ($7 to $8); and by whether it is the user's and the
- * tenant's.  One pass of two aggregates: this may read millions of rows.
+ * ($1 on bound each period but the last, each within the next), over the longest
+ * window that is wanted (the last two bounds), or NUM_PERIODS for what is later;
+ * and by whose they are, of those subjects that no index finds: one pass for all
+ * of them, as this may read millions of rows.
  */
-#define TALLY(is_user, is_tenant, condition) \
-	"SELECT " is_user "," is_tenant "," \
-	"       CASE WHEN charged_at >= $1 AND charged_at < $2 THEN 0" \
-	"            WHEN charged_at >= $3 AND charged_at < $4 THEN 1" \
-	"            WHEN charged_at >= $5 AND charged_at < $6 THEN 2 ELSE 3 END," \
-	"       coalesce(sum(tokens_cost), 0)::bigint, count(*) FILTER (WHERE kind = 'authorize')" \
-	"  FROM (SELECT *, kavach.charged_at(ts, tokens_cost, settles)" \
-	"          FROM kavach.audit_log" \
-	"         WHERE result = 'allowed' AND ts >= $7 AND " condition ") a" \
-	" WHERE charged_at >= $7 AND charged_at < $8" \
-	" GROUP BY 1, 2, 3"
+#define NUM_BOUNDS	(2 * NUM_PERIODS)
+#define LONGEST		"$7"		/* where the longest window starts */
 
-#define WINDOW_TYPES \
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, \
-	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID
-#define NUM_BOUNDS	8
+static Statement tally_indexed[NUM_SCOPES];
+static Statement tally_others;
+static Statement tally_others_by_id;
 
-static Statement tally_agent = {
-	.sql = TALLY("false", "false", "agent_id = $9"),
-	.nargs = 9,
-	.argtypes = {WINDOW_TYPES, TEXTOID},
-};
-
-/* $9 user, $10 tenant, $11 whether all agents are wanted */
-#define OTHERS(condition) \
-	TALLY("coalesce(user_id = $9, false)", "coalesce(tenant_id = $10, false)", \
-		  "($11 OR user_id = $9 OR tenant_id = $10)" condition)
-
-static Statement tally_others = {
-	.sql = OTHERS(""),
-	.nargs = 11,
-	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID},
-};
-
-/* $12: the least id that rows of the longest window can have */
-static Statement tally_others_by_id = {
-	.sql = OTHERS(" AND id >= $12"),
-	.nargs = 12,
-	.argtypes = {WINDOW_TYPES, TEXTOID, TEXTOID, BOOLOID, UUIDOID},
-};
-
-/* $1 agent, $2 permission, $3 to $4 all its windows */
+/* $1 agent, $2 permission, $3 from when on */
 static Statement tally_calls = {
-	.sql = "SELECT floor(extract(epoch FROM ts - $3) / 300)::int, count(*)"
+	.sql = "SELECT floor(extract(epoch FROM ts - $3) / 300)::bigint, count(*)"
 	"  FROM kavach.audit_log"
-	" WHERE agent_id = $1 AND ts >= $3 AND ts < $4"
+	" WHERE agent_id = $1 AND ts >= $3"
 	"   AND permission_id = $2 AND kind = 'authorize' AND result = 'allowed'"
-	" GROUP BY 1",
-	.nargs = 4,
-	.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	" GROUP BY 1 ORDER BY 1",
+	.nargs = 3,
+	.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID},
 };
+
+/* ---- the statements, from the tables of scopes and periods ---- */
+
+/* whose: columns to group by, and their commas */
+static void
+write_tally(Statement *statement, const char *whose, const char *condition)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT %s CASE", whose);
+	for (int period = 0; period < PERIOD_TOTAL; period++)
+		appendStringInfo(&sql, " WHEN charged_at >= $%d AND charged_at < $%d THEN %d",
+						 2 * period + 1, 2 * period + 2, period);
+	appendStringInfo(&sql, " WHEN charged_at < $%d THEN %d ELSE %d END AS period,"
+					 " coalesce(sum(tokens_cost), 0)::bigint, count(*) FILTER (WHERE kind = 'authorize'),"
+					 " max(charged_at)"
+					 " FROM (SELECT *, kavach.charged_at(ts, tokens_cost, settles) FROM kavach.audit_log"
+					 " WHERE result = 'allowed' AND ts >= " LONGEST " AND %s) a"
+					 " WHERE charged_at >= " LONGEST
+					 " GROUP BY %s period",
+					 NUM_BOUNDS, PERIOD_TOTAL, NUM_PERIODS, condition, whose);
+	statement->sql = MemoryContextStrdup(TopMemoryContext, sql.data);
+	for (int i = 0; i < NUM_BOUNDS; i++)
+		statement->argtypes[i] = TIMESTAMPTZOID;
+	statement->nargs = NUM_BOUNDS;
+	pfree(sql.data);
+}
+
+static void
+add_parameter(Statement *statement, Oid type)
+{
+	statement->argtypes[statement->nargs++] = type;
+}
+
+static bool
+is_one_of_others(int scope)
+{
+	return scopes[scope].column != NULL && !scopes[scope].indexed;
+}
+
+/* Of a scope whose column is indexed; the id comes after the bounds. */
+static Statement *
+statement_of(ScopeKind scope)
+{
+	Statement  *statement = &tally_indexed[scope];
+
+	if (statement->sql == NULL)
+	{
+		write_tally(statement, "", psprintf("%s = $%d", scopes[scope].column, NUM_BOUNDS + 1));
+		add_parameter(statement, TEXTOID);
+	}
+	return statement;
+}
+
+/* After the bounds: an id for each of the others, whether all agents are wanted, the least id. */
+static void
+write_others(Statement *statement, bool by_id)
+{
+	StringInfoData whose;
+	StringInfoData any;
+	int			parameter = NUM_BOUNDS;
+
+	initStringInfo(&whose);
+	initStringInfo(&any);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+	{
+		if (!is_one_of_others(scope))
+			continue;
+		parameter++;
+		appendStringInfo(&whose, "coalesce(%s = $%d, false), ", scopes[scope].column, parameter);
+		appendStringInfo(&any, " OR %s = $%d", scopes[scope].column, parameter);
+	}
+	write_tally(statement, whose.data,
+				by_id ? psprintf("($%d%s) AND id >= $%d", parameter + 1, any.data, parameter + 2) :
+				psprintf("($%d%s)", parameter + 1, any.data));
+	for (int i = NUM_BOUNDS; i < parameter; i++)
+		add_parameter(statement, TEXTOID);
+	add_parameter(statement, BOOLOID);
+	if (by_id)
+		add_parameter(statement, UUIDOID);
+}
 
 static void
 refuse_restored(const char *partition, bool is_month)
@@ -141,25 +192,18 @@ refuse_during_restore(void)
 		refuse_restored(partition, false);
 }
 
+/* ---- sums ---- */
+
 static void
 bind_windows(Datum *values, TimestampTz ts, PeriodKind longest)
 {
-	for (int period = PERIOD_HOUR; period <= PERIOD_MONTH; period++)
+	for (int period = 0; period < PERIOD_TOTAL; period++)
 	{
 		values[2 * period] = TimestampTzGetDatum(period_start(period, ts));
 		values[2 * period + 1] = TimestampTzGetDatum(period_end(period, ts));
 	}
 	values[NUM_BOUNDS - 2] = TimestampTzGetDatum(period_start(longest, ts));
 	values[NUM_BOUNDS - 1] = TimestampTzGetDatum(period_end(longest, ts));
-}
-
-static void
-bind_subject(Datum *values, char *nulls, int index, const char *id)
-{
-	bool		isnull;
-
-	values[index] = text_or_null(id, &isnull);
-	nulls[index] = isnull ? 'n' : ' ';
 }
 
 static bool
@@ -170,18 +214,23 @@ group_flag(uint64 row, int column)
 	return DatumGetBool(query_datum(row, column, &isnull));
 }
 
-/* Adds a group's sums to its window, and to those that this one is within. */
+/*
+ * Adds a group's sums to its window, and to those that this one is within, and
+ * has newest not lie before its latest row.
+ */
 static void
-add_group(Usage usage[NUM_PERIODS], uint64 row)
+add_group(Tally *tally, uint64 row, int column)
 {
 	bool		isnull;
-	int			shortest = DatumGetInt32(query_datum(row, 3, &isnull));
+	int			shortest = DatumGetInt32(query_datum(row, column, &isnull));
+	TimestampTz latest = DatumGetTimestampTz(query_datum(row, column + 3, &isnull));
 
+	tally->newest = Max(tally->newest, latest);
 	for (int period = shortest; period < NUM_PERIODS; period++)
 		for (int measure = 0; measure < NUM_MEASURES; measure++)
-			if (pg_add_s64_overflow(usage[period].used[measure],
-									query_int64(row, 4 + measure).value,
-									&usage[period].used[measure]))
+			if (pg_add_s64_overflow(tally->usage[period].used[measure],
+									query_int64(row, column + 1 + measure).value,
+									&tally->usage[period].used[measure]))
 				ereport(ERROR,
 						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 						 errmsg("bigint out of range"),
@@ -189,98 +238,151 @@ add_group(Usage usage[NUM_PERIODS], uint64 row)
 }
 
 static void
-tally_agent_rows(const char *agent_id, TimestampTz ts, PeriodKind longest, Usage usage[NUM_PERIODS])
+tally_one(const Subject *subject, TimestampTz ts, PeriodKind longest, Tally *tally)
 {
 	Datum		values[NUM_BOUNDS + 1];
 	uint64		nrows;
 
 	bind_windows(values, ts, longest);
-	values[NUM_BOUNDS] = CStringGetTextDatum(agent_id);
-	nrows = query_select(&tally_agent, values, NULL);
+	values[NUM_BOUNDS] = CStringGetTextDatum(subject->id);
+	nrows = query_select(statement_of(subject->scope), values, NULL);
 	for (uint64 row = 0; row < nrows; row++)
-		add_group(usage, row);
+		add_group(tally, row, 1);
 }
 
-static void
-tally_other_rows(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
-				 Usage usage[NUM_SCOPES][NUM_PERIODS])
+/* Runs the pass over the rows of the others; subjects: one at most of each scope, or NULL. */
+static uint64
+select_others(const Subject *const subjects[NUM_SCOPES], TimestampTz ts, PeriodKind longest)
 {
-	PeriodKind	period = Max(longest[SCOPE_USER], Max(longest[SCOPE_TENANT], longest[SCOPE_ALL]));
+	Datum		values[MAX_QUERY_ARGS];
+	char		nulls[MAX_QUERY_ARGS];
+	int			count = NUM_BOUNDS;
+	bool		by_id = longest <= PERIOD_DAY;
+	Statement  *statement = by_id ? &tally_others_by_id : &tally_others;
 	pg_uuid_t	first_id;
-	Datum		values[NUM_BOUNDS + 4];
-	char		nulls[] = "            ";
-	uint64		nrows;
 
-	bind_windows(values, ts, period);
-	bind_subject(values, nulls, NUM_BOUNDS, longest[SCOPE_USER] >= 0 ? subject->ids[SCOPE_USER] : NULL);
-	bind_subject(values, nulls, NUM_BOUNDS + 1, longest[SCOPE_TENANT] >= 0 ? subject->ids[SCOPE_TENANT] : NULL);
-	values[NUM_BOUNDS + 2] = BoolGetDatum(longest[SCOPE_ALL] >= 0);
-	if (period <= PERIOD_DAY)
+	if (statement->sql == NULL)
+		write_others(statement, by_id);
+	bind_windows(values, ts, longest);
+	memset(nulls, ' ', sizeof(nulls));
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
 	{
-		first_id = ledger_first_id(period_start(period, ts));
-		values[NUM_BOUNDS + 3] = UUIDPGetDatum(&first_id);
-		query_avoid_scans();
-		nrows = query_select(&tally_others_by_id, values, nulls);
-	}
-	else
-		nrows = query_select(&tally_others, values, nulls);
+		bool		isnull;
 
+		if (!is_one_of_others(scope))
+			continue;
+		values[count] = text_or_null(subjects[scope] ? subjects[scope]->id : NULL, &isnull);
+		nulls[count++] = isnull ? 'n' : ' ';
+	}
+	values[count++] = BoolGetDatum(subjects[SCOPE_ALL] != NULL);
+	if (by_id)
+	{
+		first_id = ledger_first_id(period_start(longest, ts));
+		values[count++] = UUIDPGetDatum(&first_id);
+		query_avoid_scans();
+	}
+	Assert(count == statement->nargs);
+	return query_select(statement, values, nulls);
+}
+
+/* Adds the rows of a pass to those of its subjects whose they are. */
+static void
+add_others(Tally *const tallies[NUM_SCOPES], uint64 nrows)
+{
+	int			ncolumns = 0;
+
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		ncolumns += is_one_of_others(scope);
 	for (uint64 row = 0; row < nrows; row++)
 	{
-		if (group_flag(row, 1))
-			add_group(usage[SCOPE_USER], row);
-		if (group_flag(row, 2))
-			add_group(usage[SCOPE_TENANT], row);
-		add_group(usage[SCOPE_ALL], row);
+		int			column = 1;
+
+		for (int scope = 0; scope < NUM_SCOPES; scope++)
+		{
+			bool		theirs = is_one_of_others(scope) ? group_flag(row, column++) : scope == SCOPE_ALL;
+
+			if (theirs && tallies[scope] != NULL)
+				add_group(tallies[scope], row, ncolumns + 1);
+		}
 	}
 }
 
 /*
  * The usage of subjects in the windows that ts falls into.  longest: for each
- * scope the longest window that is wanted, or -1 for none; what is returned of
+ * the longest window that is wanted, or -1 for none; what is returned of
  * longer ones means nothing.  own: whether the transaction's own rows count.
  */
 void
-tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
-			   bool own, Usage usage[NUM_SCOPES][NUM_PERIODS])
+tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SUBJECTS],
+			   bool own, Tally tallies[MAX_SUBJECTS])
 {
 	OwnerRights owner;
+	int			left[MAX_SUBJECTS];
 
-	memset(usage, 0, sizeof(Usage) * NUM_SCOPES * NUM_PERIODS);
 	query_begin(&owner);
 	refuse_during_restore();
 	if (!own)
 		query_ignore_own();
-	if (longest[SCOPE_AGENT] >= 0)
-		tally_agent_rows(subject->ids[SCOPE_AGENT], ts, longest[SCOPE_AGENT], usage[SCOPE_AGENT]);
-	if (longest[SCOPE_USER] >= 0 || longest[SCOPE_TENANT] >= 0 || longest[SCOPE_ALL] >= 0)
-		tally_other_rows(subject, ts, longest, usage);
+	for (int i = 0; i < list->count; i++)
+	{
+		left[i] = longest[i];
+		memset(&tallies[i], 0, sizeof(Tally));
+		if (longest[i] < 0)
+			continue;
+		tallies[i].newest = period_start(longest[i], ts) - (longest[i] == PERIOD_TOTAL ? 0 : 1);
+		if (!scopes[list->subjects[i].scope].indexed)
+			continue;
+		tally_one(&list->subjects[i], ts, longest[i], &tallies[i]);
+		left[i] = -1;
+	}
+	for (;;)
+	{
+		const Subject *subjects[NUM_SCOPES] = {NULL};
+		Tally	   *theirs[NUM_SCOPES] = {NULL};
+		int			most = -1;
+
+		for (int i = 0; i < list->count; i++)
+		{
+			ScopeKind	scope = list->subjects[i].scope;
+
+			if (left[i] < 0 || subjects[scope] != NULL)
+				continue;
+			subjects[scope] = &list->subjects[i];
+			theirs[scope] = &tallies[i];
+			most = Max(most, left[i]);
+			left[i] = -1;
+		}
+		if (most < 0)
+			break;
+		add_others(theirs, select_others(subjects, ts, most));
+	}
 	query_end(&owner);
 }
 
-/* The calls that a permission admitted in the windows of its rate per hour. */
-void
-tally_rate(const char *agent_id, int64 permission_id, TimestampTz ts, Usage usage[RATE_WINDOWS])
+/*
+ * The calls that a permission has admitted in each window of its rate per hour
+ * from "first" on, the oldest first; returns how many windows have any.
+ */
+int
+tally_rate(const char *agent_id, int64 permission_id, int64 first, RateTally **tallies)
 {
 	OwnerRights owner;
-	TimestampTz start = period_start(PERIOD_RATE, ts) - CURRENT_RATE_WINDOW * RATE_WINDOW;
 	Datum		values[] = {
 		CStringGetTextDatum(agent_id),
 		Int64GetDatum(permission_id),
-		TimestampTzGetDatum(start),
-		TimestampTzGetDatum(start + RATE_WINDOWS * RATE_WINDOW),
+		TimestampTzGetDatum(first * RATE_WINDOW),
 	};
-	uint64		nrows;
+	int			count;
 
 	query_begin(&owner);
 	refuse_during_restore();
-	nrows = query_select(&tally_calls, values, NULL);
-	memset(usage, 0, sizeof(Usage) * RATE_WINDOWS);
-	for (uint64 i = 0; i < nrows; i++)
+	count = (int) query_select(&tally_calls, values, NULL);
+	*tallies = palloc(sizeof(RateTally) * Max(count, 1));
+	for (int i = 0; i < count; i++)
 	{
-		bool		isnull;
-
-		usage[DatumGetInt32(query_datum(i, 1, &isnull))].used[MEASURE_CALLS] = query_int64(i, 2).value;
+		(*tallies)[i].window = first + query_int64(i, 1).value;
+		(*tallies)[i].calls = query_int64(i, 2).value;
 	}
 	query_end(&owner);
+	return count;
 }

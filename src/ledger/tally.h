@@ -8,9 +8,22 @@
 
 #include "kavach.h"
 
-extern void tally_subjects(const Subject *subject, TimestampTz ts, const int longest[NUM_SCOPES],
-						   bool own, Usage usage[NUM_SCOPES][NUM_PERIODS]);
-extern void tally_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
-					   Usage usage[RATE_WINDOWS]);
+/* What a subject has used in its windows; none of its rows counts in one that begins after "newest". */
+typedef struct Tally
+{
+	Usage		usage[NUM_PERIODS];
+	TimestampTz newest;
+} Tally;
+
+/* Calls in a window of five minutes, by its number since 2000-01-01. */
+typedef struct RateTally
+{
+	int64		window;
+	int64		calls;
+} RateTally;
+
+extern void tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SUBJECTS],
+						   bool own, Tally tallies[MAX_SUBJECTS]);
+extern int	tally_rate(const char *agent_id, int64 permission_id, int64 first, RateTally **tallies);
 
 #endif							/* TALLY_H */

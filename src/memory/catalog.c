@@ -475,18 +475,21 @@ catalog_profile(const char *agent_id)
  * a settlement charges the owner of then.
  */
 BudgetLimit *
-catalog_limits(const Subject *subject, int *count)
+catalog_limits(const SubjectList *subjects, int *count)
 {
 	OwnerRights owner;
 	Datum		values[3];
-	char		nulls[3];
+	char		nulls[3] = {'n', 'n', 'n'};
 	BudgetLimit *limits;
-	bool		isnull;
 
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < subjects->count; i++)
 	{
-		values[i] = text_or_null(subject->ids[i], &isnull);
-		nulls[i] = isnull ? 'n' : ' ';
+		const Subject *subject = &subjects->subjects[i];
+
+		if (subject->scope == SCOPE_ALL)
+			continue;
+		values[subject->scope] = CStringGetTextDatum(subject->id);
+		nulls[subject->scope] = ' ';
 	}
 	query_begin(&owner);
 	limits = read_limits(0, query_select(&find_limits, values, nulls), count);

@@ -41,6 +41,7 @@ typedef struct BudgetLimit
 	TimestampTz baseline_start;
 	int64		baseline;
 
+	int			subject;		/* its index among those of the call */
 	bool		baseline_applies;	/* to the window of the call */
 	int64		usage;			/* in that window, own charges too */
 	int64		used;			/* what of it counts against the limit */
@@ -64,7 +65,7 @@ extern const Profile *catalog_profile(const char *agent_id);
 extern void catalog_define_settings(void);
 extern bool catalog_has_changed(void);
 extern void catalog_end_transaction(bool commit);
-extern BudgetLimit *catalog_limits(const Subject *subject, int *count);
+extern BudgetLimit *catalog_limits(const SubjectList *subjects, int *count);
 extern void catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts);
 
 #endif							/* CATALOG_H */

@@ -1,138 +1,64 @@
 /*-------------------------------------------------------------------------
  * counter.c
- *		Usage of every scope in its current windows, in shared memory.
+ *		The table of counters: usage of subjects in their windows, and rates of
+ *		permissions, in shared memory.
  *
  * Purpose: answer "does this charge fit?" without waiting for another
  * caller's commit.  The ledger is the truth; an entry is a cache of it.
  *
- * Layout: a fixed-size hash table, made at start.  A key is database, ledger,
- * scope, id, period and the window's start: nothing rolls over, and no job
- * resets anything.  All windows of one subject share a partition of the table
- * (the low bits of their hash are the subject's), so that a call takes one
- * lock for each of its subjects: agent, user, tenant, all, and a permission
- * that has a rate per hour.
+ * Layout: a fixed-size hash table, made at start, with an entry for each
+ * subject of a ledger of a database.  In it are its windows, two of each period:
+ * mostly this one and the one before.  A window is found by its start, so that
+ * nothing rolls over and no job resets anything.  One that nobody has pinned
+ * gives its slot to another.  Where clocks differ so much that more are in use
+ * at a time, they are in spare entries beside the first, which go with their last
+ * pin; what there is of total, and how new the subject's rows are, is in the first.
+ * A window that begins after the newest row and charge of its subject is known to
+ * be empty, and is not loaded.
+ *
+ * An id is kept as it is, up to 41 bytes; of a longer one, 9 bytes and its
+ * SHA-256.
  *
  * Locks: to add or remove an entry, or to change any of its fields, hold its
  * partition's lock exclusively; to look one up or read it, shared will do.
- * Several only in order of partition.  Under them: no SQL, no allocation, no
- * error, no wait but for another such lock.  A pinned entry stays where it is
- * without a lock, and once loaded it stays loaded.
+ * Several only in order of partition.  All entries of one subject are in one
+ * partition.  Under the locks: no SQL, no allocation, no error, no wait but for
+ * another such lock.  A pinned entry stays where it is without a lock, and
+ * what is loaded of its pinned windows stays so.
  *
- * Charges: a call that changes a counter first pins it, once per nest level of
- * its transaction, and reads what is missing from the ledger (tally.c).  It
- * then decides and charges under the locks of all its entries at once, all or
- * nothing.  Increases go into pending; the transaction callbacks turn pending
- * into used at commit, once the commit is visible, and drop it at abort.
- * Decreases (refunds) reach the shared entry at commit only, or one that rolls
- * back would have let another overspend; the transaction itself counts them
- * at once (OwnCharge).
- *
- * Pins: from before a row that changes a key is written until the callback of
- * its (sub)transaction has run, the key's entry is pinned, and a pinned entry
- * is never evicted.  So whenever an entry is read from the ledger, no open
- * transaction holds a row for it: a load counts every row once.  An entry is
- * made and pinned as "not loaded" first, then loaded under a heavyweight lock
- * on its subject, with a snapshot taken after that lock was granted.  Who only
- * looks (counter_peek) pins until it has looked.  A transaction may pin a quarter
- * of all entries at most, so that it leaves room for others.
- *
- * Earlier windows: what a settlement gives back counts in the windows of its
- * authorization.  One that has ended by now is pinned, but not loaded for this:
- * nobody charges it any more, unless clocks differ or step back.  Where somebody
- * does load it meanwhile, nobody can tell at commit whether his snapshot had the
- * row.  So the refund is not added, which errs on the safe side, and the entry
- * goes when its last pin does, to be loaded anew.
+ * Pins: from before a row that changes a window is written until the callback of
+ * its (sub)transaction has run, entry and window are pinned (charge.c).  So
+ * whenever a window is read from the ledger (load.c), no open transaction holds a
+ * row for it: a load counts every row once.
  *
  * Eviction goes round the partitions, by a hand that remembers where it stood,
  * and round the entries of each, oldest first: one that was pinned since the
  * hand came by last is spared once.
  *
- * Invariant: of a loaded entry, used is the sum of the committed rows of its
+ * Invariant: of a loaded window, used is the sum of the committed rows of its
  * key, but for transactions that are just between the visibility of their
  * commit and their callback; used + pending never falls short of that sum.
  *
- * Failure: an abort returns its pending charges; after a commit nothing here
- * can fail or allocates; a crash loses only the cache.  With every entry
- * pinned a call fails (53200), and never admits.
+ * Failure: a crash loses only the cache.  With every entry pinned a call fails
+ * (53200), and never admits.
  *-------------------------------------------------------------------------
  */
 #include "memory/counter.h"
 
-#include "access/htup_details.h"
-#include "access/xact.h"
-#include "access/xlog.h"
+#include "common/cryptohash.h"
 #include "common/hashfn.h"
-#include "funcapi.h"
-#include "lib/ilist.h"
+#include "common/sha2.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
-#include "storage/ipc.h"
-#include "storage/lmgr.h"
-#include "storage/lwlock.h"
 #include "storage/shmem.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/tuplestore.h"
 
-#include "ledger/tally.h"
-#include "server/argument.h"
-#include "server/clock.h"
 #include "server/compat.h"
-#include "server/lock.h"
-#include "server/query.h"
 
-#define NUM_PARTITIONS		64
-#define PARTITION_OF(hash)	((hash) % NUM_PARTITIONS)
-
-/* Hashed and compared up to id_length; see key_bytes. */
-typedef struct CounterKey
-{
-	TimestampTz window_start;
-	Oid			database;
-	Oid			ledger;
-	uint8		scope;
-	uint8		period;
-	uint8		id_length;
-	char		id[MAX_ID_BYTES];	/* not terminated */
-} CounterKey;
-
-typedef struct CounterEntry
-{
-	CounterKey	key;			/* first */
-	dlist_node	node;			/* in its partition's list */
-	bool		loaded;			/* whether used is the ledger's sum */
-	bool		doubtful;		/* used may lack a refund */
-	bool		touched;		/* pinned since eviction last came by */
-	int32		pins;			/* of all transactions' nest levels */
-	int64		used[NUM_MEASURES]; /* committed */
-	int64		pending[NUM_MEASURES];	/* open increases, never < 0 */
-} CounterEntry;
-
-/* What this transaction has charged to an entry in one of its nest levels: a pin. */
-typedef struct OwnCharge OwnCharge;
-
-struct OwnCharge
-{
-	dlist_node	node;			/* in own_charges, outer levels first */
-	CounterEntry *entry;
-	uint32		hash;			/* of the entry's key */
-	int			level;
-	OwnCharge  *outer;			/* the same entry, in an outer level */
-	int64		increases[NUM_MEASURES];
-	int64		net[NUM_MEASURES];
-	int64		unloaded[NUM_MEASURES]; /* of net, before it was loaded */
-};
-
-/* The innermost OwnCharge of each entry. */
-typedef struct OwnEntry
-{
-	const CounterKey *key;		/* in the entry, which is pinned */
-	OwnCharge  *innermost;
-	uint32		hash;
-	char		status;
-} OwnEntry;
+#define MAX_SPARES	255
 
 typedef struct CounterShared
 {
@@ -143,121 +69,15 @@ typedef struct CounterShared
 	dlist_head	partitions[NUM_PARTITIONS]; /* of their entries */
 } CounterShared;
 
-static int	max_counters = 65536;
+static int	max_counters = 131072;
 
 static CounterShared *shared = NULL;
 static HTAB *entries = NULL;
 static LWLockPadded *partition_locks = NULL;
 
-static dlist_head own_charges = DLIST_STATIC_INIT(own_charges);
-static dlist_head free_charges = DLIST_STATIC_INIT(free_charges);
-static int	num_free_charges = 0;
-
-/* Whether this transaction has given back in an earlier window that was not loaded. */
-static bool refunded_unloaded = false;
-
-ENTRY_POINT(kavach_current_usage, 4, 3);
-ENTRY_POINT(kavach_counters, 0, 9);
-ENTRY_POINT(kavach_counter_stats, 0, 3);
-ENTRY_POINT(kavach_reload_counters, 0, 0);
-
-/* ---- keys ---- */
-
-static Size
-key_bytes(const CounterKey *key)
-{
-	return offsetof(CounterKey, id) + key->id_length;
-}
-
-static int
-compare_keys(const void *a, const void *b, Size size)
-{
-	Size		a_bytes = key_bytes(a);
-
-	return a_bytes != key_bytes(b) ? 1 : memcmp(a, b, a_bytes);
-}
-
-static void *
-copy_key(void *to, const void *from, Size size)
-{
-	return memcpy(to, from, key_bytes(from));
-}
-
-/* Of what all windows of a subject have in common. */
-static uint32
-hash_subject(Oid database, Oid ledger, ScopeKind scope, const char *id, int id_length)
-{
-	return hash_combine(hash_bytes((const unsigned char *) id, id_length),
-						murmurhash32(ledger ^ (database << 8) ^ scope));
-}
-
-/* The low bits, which select the partition, depend on the subject alone. */
-static uint32
-hash_window(uint32 subject, const CounterKey *key)
-{
-	uint32		window = (uint32) (key->window_start / USECS_PER_MINUTE) * NUM_COUNTED_PERIODS + key->period;
-
-	return (hash_combine(subject, murmurhash32(window)) & ~(uint32) (NUM_PARTITIONS - 1)) |
-		(subject & (NUM_PARTITIONS - 1));
-}
-
-static uint32
-hash_key(const void *key, Size size)
-{
-	const CounterKey *k = key;
-
-	return hash_window(hash_subject(k->database, k->ledger, k->scope, k->id, k->id_length), k);
-}
-
-static void
-make_key(CounterKey *key, Oid ledger, ScopeKind scope, const char *id,
-		 PeriodKind period, TimestampTz window_start)
-{
-	key->window_start = window_start;
-	key->database = MyDatabaseId;
-	key->ledger = ledger;
-	key->scope = scope;
-	key->period = period;
-	key->id_length = id ? strlen(id) : 0;
-	memcpy(key->id, id ? id : "", key->id_length);
-}
-
-/* A counter of a call. */
-struct Counter
-{
-	OwnCharge  *charge;			/* this nest level's; NULL until pinned */
-	bool		pinned_here;	/* by this call: there was none before */
-	bool		earlier;		/* a window that has ended */
-	bool		takes_refund;	/* takes charges unless earlier */
-	uint32		hash;
-	CounterKey	key;
-};
-
-/* The low bits of a counter's hash are its subject's: not for a table of few subjects. */
-static uint32
-own_hash_of(uint32 hash)
-{
-	return pg_rotate_right32(hash, 6);
-}
-
-#define SH_PREFIX		own
-#define SH_ELEMENT_TYPE OwnEntry
-#define SH_KEY_TYPE		const CounterKey *
-#define SH_KEY			key
-#define SH_HASH_KEY(tb, key)	own_hash_of(hash_key(key, 0))
-#define SH_EQUAL(tb, a, b)		(compare_keys(a, b, 0) == 0)
-#define SH_STORE_HASH
-/* It never grows by itself: make_own_room. */
-#define SH_GROW_MAX_DIB		PG_INT32_MAX
-#define SH_GROW_MAX_MOVE	PG_INT32_MAX
-#define SH_GET_HASH(tb, a)		(a)->hash
-#define SH_SCOPE		static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-static own_hash *own_entries = NULL;
-static MemoryContext own_context = NULL;	/* of own_entries */
+StaticAssertDecl(sizeof(CounterKey) == 52, "a key has no padding");
+StaticAssertDecl(NUM_SLOTS <= 8, "a slot has a bit in a byte");
+StaticAssertDecl(RATE_RING >= RATE_WINDOWS, "the ring holds all windows of a rate");
 
 /* ---- start ---- */
 
@@ -265,10 +85,10 @@ void
 counter_define_settings(void)
 {
 	DefineCustomIntVariable("kavach.max_counters",
-							"Sets how many usage counters are kept in memory.",
-							"A bound of memory, not of subjects: counters that no transaction uses make room for others, and are read from the ledger again.",
+							"Sets of how many agents, users, tenants and rates usage is kept in memory.",
+							"A bound of memory, not of subjects: those that no transaction uses make room for others, and are read from the ledger again.",
 							&max_counters,
-							65536, 64, INT_MAX / 2,
+							131072, 16, INT_MAX / 2,
 							PGC_POSTMASTER,
 							0,
 							NULL, NULL, NULL);
@@ -285,6 +105,12 @@ void
 counter_request_locks(void)
 {
 	RequestNamedLWLockTranche("kavach_counters", NUM_PARTITIONS);
+}
+
+static uint32
+hash_key(const void *key, Size size)
+{
+	return counter_hash(key);
 }
 
 /* Called with AddinShmemInitLock held. */
@@ -307,24 +133,28 @@ counter_shmem_startup(void)
 	info.keysize = sizeof(CounterKey);
 	info.entrysize = sizeof(CounterEntry);
 	info.hash = hash_key;
-	info.match = compare_keys;
-	info.keycopy = copy_key;
 	info.num_partitions = NUM_PARTITIONS;
 	entries = compat_shmem_init_hash("kavach counter entries", max_counters, &info,
-									 HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_KEYCOPY |
-									 HASH_PARTITION | HASH_FIXED_SIZE);
+									 HASH_ELEM | HASH_FUNCTION | HASH_PARTITION | HASH_FIXED_SIZE);
 	partition_locks = GetNamedLWLockTranche("kavach_counters");
 }
 
 void
 counter_warn_if_small(void)
 {
-	if (max_counters < MaxConnections * 32)
+	if (max_counters < MaxConnections * 8)
 		ereport(LOG,
 				(errmsg("kavach.max_counters is low for this max_connections"),
 				 errdetail("It is %d; %d are needed for every connection to have a call under way.",
-						   max_counters, MaxConnections * 32),
+						   max_counters, MaxConnections * 8),
 				 errhint("Calls that find no room fail with SQLSTATE 53200.")));
+}
+
+/* Whether there are counters: kavach is preloaded. */
+bool
+counter_is_there(void)
+{
+	return entries != NULL;
 }
 
 void
@@ -338,55 +168,166 @@ counter_require(void)
 				 errhint("Add shared_preload_libraries = 'kavach' to postgresql.conf and restart the server.")));
 }
 
-/* ---- partitions' locks ---- */
-
-static void
-lock_partitions(uint64 mask, LWLockMode mode)
+/* How many entries one transaction may pin, so that it leaves room for others. */
+int
+counter_share(void)
 {
-	while (mask != 0)
-	{
-		int			partition = pg_rightmost_one_pos64(mask);
-
-		LWLockAcquire(&partition_locks[partition].lock, mode);
-		mask &= mask - 1;
-	}
+	return Max(max_counters / 4, 256);
 }
 
-static void
-unlock_partitions(uint64 mask)
-{
-	while (mask != 0)
-	{
-		int			partition = pg_rightmost_one_pos64(mask);
+/* ---- keys ---- */
 
-		LWLockRelease(&partition_locks[partition].lock);
-		mask &= mask - 1;
-	}
+/* What of a long id is kept: enough to tell it from all others, and to recognize it. */
+static void
+digest_id(char *to, const char *id, int length)
+{
+	const int	clear = COUNTER_ID_BYTES - PG_SHA256_DIGEST_LENGTH;
+	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
+
+	if (context == NULL || pg_cryptohash_init(context) < 0 ||
+		pg_cryptohash_update(context, (const uint8 *) id, length) < 0 ||
+		pg_cryptohash_final(context, (uint8 *) to + clear, PG_SHA256_DIGEST_LENGTH) < 0)
+		elog(ERROR, "could not compute the digest of an id: %s", pg_cryptohash_error(context));
+	pg_cryptohash_free(context);
+	memcpy(to, id, clear);
+}
+
+void
+counter_make_key(CounterKey *key, Oid ledger, const Subject *subject)
+{
+	int			length = subject->id ? strlen(subject->id) : 0;
+
+	memset(key, 0, sizeof(CounterKey));
+	key->database = MyDatabaseId;
+	key->ledger = ledger;
+	key->scope = subject->scope;
+	key->id_length = length;
+	if (length > COUNTER_ID_BYTES)
+		digest_id(key->id, subject->id, length);
+	else if (length > 0)
+		memcpy(key->id, subject->id, length);
+}
+
+/* The low bits, which select the partition, are the same for spare entries. */
+uint32
+counter_hash(const CounterKey *key)
+{
+	uint32		hash = hash_combine(hash_bytes((const unsigned char *) key->id, Min(key->id_length, COUNTER_ID_BYTES)),
+									murmurhash32(key->ledger ^ (key->database << 8) ^ key->scope));
+
+	return key->spare == 0 ? hash : hash ^ (murmurhash32(key->spare) & ~(uint32) (NUM_PARTITIONS - 1));
+}
+
+/* The id of a key; of one that is kept as a digest, its first characters and dots. */
+char *
+counter_id(const CounterKey *key)
+{
+	const int	clear = COUNTER_ID_BYTES - PG_SHA256_DIGEST_LENGTH;
+
+	if (key->id_length <= COUNTER_ID_BYTES)
+		return pnstrdup(key->id, key->id_length);
+	return psprintf("%.*s...", pg_mbcliplen(key->id, clear, clear - 1), key->id);
+}
+
+/* ---- partitions' locks ---- */
+
+void
+counter_lock(uint64 partitions, LWLockMode mode)
+{
+	for (; partitions != 0; partitions &= partitions - 1)
+		LWLockAcquire(&partition_locks[pg_rightmost_one_pos64(partitions)].lock, mode);
+}
+
+void
+counter_unlock(uint64 partitions)
+{
+	for (; partitions != 0; partitions &= partitions - 1)
+		LWLockRelease(&partition_locks[pg_rightmost_one_pos64(partitions)].lock);
 }
 
 /* ---- entries come and go ---- */
 
-/* Finds or makes the entry of a key, not loaded yet; NULL when there is no room. */
-static CounterEntry *
-enter(const CounterKey *key, uint32 hash)
+CounterEntry *
+counter_find(const CounterKey *key, uint32 hash)
+{
+	return hash_search_with_hash_value(entries, key, hash, HASH_FIND, NULL);
+}
+
+static void
+clear_slot(CounterEntry *entry, int slot)
+{
+	entry->windows.slots[slot].start = NO_WINDOW;
+	entry->windows.loaded &= ~SLOT_BIT(slot);
+	entry->windows.doubtful &= ~SLOT_BIT(slot);
+}
+
+/* Finds or makes the entry of a key; NULL when there is no room. */
+CounterEntry *
+counter_enter(const CounterKey *key, uint32 hash)
 {
 	bool		found;
 	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_ENTER_NULL, &found);
 
-	if (entry != NULL && !found)
+	if (entry == NULL || found)
+		return entry;
+	memset((char *) entry + sizeof(CounterKey), 0, sizeof(CounterEntry) - sizeof(CounterKey));
+	if (key->scope != SCOPE_PERMISSION)
 	{
-		memset((char *) entry + offsetof(CounterEntry, loaded), 0,
-			   sizeof(CounterEntry) - offsetof(CounterEntry, loaded));
-		dlist_push_tail(&shared->partitions[PARTITION_OF(hash)], &entry->node);
+		entry->windows.newest_row = DT_NOEND;	/* unknown */
+		entry->windows.newest_charge = DT_NOBEGIN;
+		for (int slot = 0; slot < NUM_SLOTS; slot++)
+			entry->windows.slots[slot].start = NO_WINDOW;
 	}
+	dlist_push_tail(&shared->partitions[PARTITION_OF(hash)], &entry->node);
 	return entry;
+}
+
+static CounterEntry *
+find_spare(CounterEntry *first, int spare)
+{
+	CounterKey	key = first->key;
+
+	if (spare == 0)
+		return first;
+	key.spare = spare;
+	return counter_find(&key, counter_hash(&key));
+}
+
+/* A spare entry has gone: its first one has no more than up to the last that is there. */
+static void
+count_spares(const CounterKey *gone)
+{
+	CounterKey	key = *gone;
+	CounterEntry *first;
+
+	key.spare = 0;
+	first = counter_find(&key, counter_hash(&key));
+	while (first->windows.spares > 0 && find_spare(first, first->windows.spares) == NULL)
+		first->windows.spares--;
 }
 
 static void
 leave(CounterEntry *entry)
 {
+	CounterKey	key = entry->key;
+
 	dlist_delete(&entry->node);
-	hash_search(entries, &entry->key, HASH_REMOVE, NULL);
+	hash_search(entries, &key, HASH_REMOVE, NULL);
+	if (key.spare > 0)
+		count_spares(&key);
+}
+
+static bool
+is_rate(const CounterEntry *entry)
+{
+	return entry->key.scope == SCOPE_PERMISSION;
+}
+
+/* Whether an entry that nobody has pinned can be removed. */
+static bool
+is_alone(const CounterEntry *entry)
+{
+	return is_rate(entry) || entry->windows.spares == 0;
 }
 
 /* Removes up to "wanted" entries of a partition; returns how many. */
@@ -405,7 +346,7 @@ evict_from(int partition, int wanted)
 
 		if (&entry->node == last)
 			last = NULL;		/* once round */
-		if (entry->pins == 0 && !entry->touched)
+		if (entry->pins == 0 && !entry->touched && is_alone(entry))
 		{
 			leave(entry);
 			evicted++;
@@ -421,13 +362,13 @@ evict_from(int partition, int wanted)
 }
 
 /*
- * Makes room: removes entries that nobody has pinned, and that nobody has since
- * the hand came by last.  Twice round at most; returns how many.
+ * Removes entries that nobody has pinned, and that nobody has since the hand
+ * came by last.  Twice round at most; returns how many.
  */
 static int
 evict(void)
 {
-	int			wanted = Max(1, max_counters / 64);
+	int			wanted = Max(1, max_counters / 1024);
 	int			evicted = 0;
 
 	for (int i = 0; i < 2 * NUM_PARTITIONS && evicted < wanted; i++)
@@ -440,8 +381,9 @@ evict(void)
 	return evicted;
 }
 
-static void
-make_room(void)
+/* Makes room for another entry.  No locks are held. */
+void
+counter_make_room(void)
 {
 	CHECK_FOR_INTERRUPTS();
 	if (evict() > 0)
@@ -450,833 +392,200 @@ make_room(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("no room for another usage counter"),
-			 errdetail("All %d are in use by open transactions; a call uses %d, and %d for each permission with a rate per hour.",
-					   max_counters, NUM_SCOPES * NUM_PERIODS, RATE_WINDOWS),
+			 errdetail("All %d are in use by open transactions; a call uses %d, and one for each permission with a rate per hour.",
+					   max_counters, NUM_SCOPES),
 			 errhint("Retry, shorten transactions, or increase kavach.max_counters.")));
 }
 
-/* ---- pins and own charges ---- */
+/* ---- windows of a subject; its partition's lock is held ---- */
 
-/*
- * Makes own_entries large enough for so many more.  A new table is filled aside
- * and takes the old one's place when it is whole: an error in between (out of
- * memory) leaves the old one, which the abort needs.
- */
-static void
-make_own_room(int count)
+static int
+slot_of(const CounterEntry *entry, PeriodKind period, TimestampTz start)
 {
-	MemoryContext context;
-	own_hash   *table;
+	for (int slot = FIRST_SLOT(period); slot <= LAST_SLOT(period); slot++)
+		if (entry->windows.slots[slot].start == start)
+			return slot;
+	return -1;
+}
 
-	if (own_entries != NULL && own_entries->members + count < own_entries->grow_threshold)
-		return;
-	context = AllocSetContextCreate(CurrentMemoryContext, "kavach own counters", ALLOCSET_SMALL_SIZES);
-	table = own_create(context, Max(32, 2 * (count + (own_entries ? own_entries->members : 0))), NULL);
-	if (own_entries != NULL)
+/* The slot that a new window can have: an empty one, or the oldest that nobody has pinned; or -1. */
+static int
+free_slot(const CounterEntry *entry, PeriodKind period)
+{
+	const Window *slots = entry->windows.slots;
+	int			best = -1;
+
+	for (int slot = FIRST_SLOT(period); slot <= LAST_SLOT(period); slot++)
 	{
-		own_iterator iterator;
-		OwnEntry   *old;
-
-		own_start_iterate(own_entries, &iterator);
-		while ((old = own_iterate(own_entries, &iterator)) != NULL)
-		{
-			bool		found;
-
-			own_insert_hash(table, old->key, old->hash, &found)->innermost = old->innermost;
-		}
-		MemoryContextDelete(own_context);
+		if (slots[slot].start == NO_WINDOW)
+			return slot;
+		if (entry->windows.users[slot] == 0 && (best < 0 || slots[slot].start < slots[best].start))
+			best = slot;
 	}
-	MemoryContextSetParent(context, TopMemoryContext);
-	own_context = context;
-	own_entries = table;
+	return best;
 }
 
-/*
- * Reserves what pinning "count" entries needs, so that it cannot fail once a
- * shared pin is taken, nor allocate under the counters' locks.
- */
-static void
-reserve_charges(int count)
+/* Where a window is: in the first entry of its subject, or a spare one; false where it is not. */
+bool
+counter_find_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place)
 {
-	make_own_room(count);
-	while (num_free_charges < count)
+	for (int spare = 0; spare <= first->windows.spares; spare++)
 	{
-		OwnCharge  *charge = MemoryContextAlloc(TopMemoryContext, sizeof(OwnCharge));
-
-		dlist_push_tail(&free_charges, &charge->node);
-		num_free_charges++;
-	}
-}
-
-/* Takes a charge off the transaction's list. */
-static void
-free_charge(OwnCharge *charge)
-{
-	dlist_delete(&charge->node);
-	dlist_push_head(&free_charges, &charge->node);
-	num_free_charges++;
-}
-
-static OwnCharge *
-own_charge(const CounterKey *key, uint32 hash)
-{
-	OwnEntry   *own;
-
-	if (dlist_is_empty(&own_charges))
-		return NULL;
-	own = own_lookup_hash(own_entries, key, own_hash_of(hash));
-	return own ? own->innermost : NULL;
-}
-
-/* Pins an entry for this nest level.  Its partition's lock is held. */
-static OwnCharge *
-pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
-{
-	OwnCharge  *charge = dlist_container(OwnCharge, node, dlist_pop_head_node(&free_charges));
-	OwnEntry   *own;
-	bool		found;
-
-	num_free_charges--;
-	own = own_insert_hash(own_entries, &entry->key, own_hash_of(hash), &found);
-	own->innermost = charge;
-	charge->entry = entry;
-	charge->hash = hash;
-	charge->level = level;
-	charge->outer = outer;
-	memset(charge->increases, 0, sizeof(charge->increases));
-	memset(charge->net, 0, sizeof(charge->net));
-	memset(charge->unloaded, 0, sizeof(charge->unloaded));
-	dlist_push_tail(&own_charges, &charge->node);
-	entry->pins++;
-	entry->touched = true;
-	return charge;
-}
-
-/* Takes a charge away from those of its entry, whose next outer one comes to the fore. */
-static void
-detach_charge(OwnCharge *charge)
-{
-	OwnEntry   *own = own_lookup_hash(own_entries, &charge->entry->key, own_hash_of(charge->hash));
-
-	if (charge->outer != NULL)
-		own->innermost = charge->outer;
-	else
-		own_delete_item(own_entries, own);
-}
-
-/* The entry may be gone afterwards.  Its partition's lock is held. */
-static void
-unpin(CounterEntry *entry)
-{
-	entry->pins--;
-	if (entry->pins == 0 && (!entry->loaded || entry->doubtful))
-		leave(entry);
-}
-
-/* Gives a pin back before the transaction ends.  Its partition's lock is held. */
-static void
-drop_pin(OwnCharge *charge)
-{
-	detach_charge(charge);
-	unpin(charge->entry);
-	free_charge(charge);
-}
-
-/* subject: its hash, the same for all of its windows */
-static Counter *
-add_counter(CounterSet *set, uint32 subject, ScopeKind scope, const char *id,
-			PeriodKind period, TimestampTz window_start)
-{
-	Counter    *counter = &set->counters[set->count];
-
-	memset(counter, 0, offsetof(Counter, key));
-	make_key(&counter->key, set->ledger, scope, id, period, window_start);
-	counter->hash = hash_window(subject, &counter->key);
-	set->count++;
-	set->partitions |= UINT64CONST(1) << PARTITION_OF(counter->hash);
-	return counter;
-}
-
-/* id: NULL for all agents */
-static uint32
-hash_of_subject(Oid ledger, ScopeKind scope, const char *id)
-{
-	return hash_subject(MyDatabaseId, ledger, scope, id ? id : "", id ? strlen(id) : 0);
-}
-
-/* The windows of ts; a refund counts in those that are the same at refund_ts. */
-static void
-add_subject(CounterSet *set, ScopeKind scope)
-{
-	const char *id = set->subject.ids[scope];
-	uint32		hash = hash_of_subject(set->ledger, scope, id);
-
-	set->first[scope] = set->count;
-	for (int period = 0; period < NUM_PERIODS; period++)
-	{
-		TimestampTz start = period_start(period, set->ts);
-		Counter    *counter = add_counter(set, hash, scope, id, period, start);
-
-		counter->takes_refund = set->refund_ts >= start;
-	}
-}
-
-/* The windows of refund_ts that have ended by ts. */
-static void
-add_earlier_windows(CounterSet *set, ScopeKind scope)
-{
-	const char *id = set->subject.ids[scope];
-	uint32		hash = hash_of_subject(set->ledger, scope, id);
-
-	for (int period = 0; period < NUM_PERIODS; period++)
-	{
-		Counter    *counter;
-
-		if (set->counters[set->first[scope] + period].takes_refund)
-			continue;
-		counter = add_counter(set, hash, scope, id, period, period_start(period, set->refund_ts));
-		counter->takes_refund = true;
-		counter->earlier = true;
-	}
-}
-
-/* All windows of the rate of a permission; each call is charged to the current one. */
-static void
-add_rate(CounterSet *set, int64 permission_id)
-{
-	CounterRate *rate = &set->rates[set->nrates++];
-	uint32		hash;
-
-	rate->permission_id = permission_id;
-	rate->id = psprintf("%lld", (long long) permission_id);
-	rate->first = set->count;
-	hash = hash_of_subject(set->ledger, SCOPE_PERMISSION, rate->id);
-	for (int window = 0; window < RATE_WINDOWS; window++)
-		add_counter(set, hash, SCOPE_PERMISSION, rate->id, PERIOD_RATE,
-					period_start(PERIOD_RATE, set->ts) + (window - CURRENT_RATE_WINDOW) * RATE_WINDOW);
-}
-
-/*
- * Pins every counter of the set that this nest level has not pinned, under the
- * locks of the set.  Returns false when the table is full; those pinned by
- * then stay so, and belong to the transaction.
- */
-static bool
-pin_set(CounterSet *set)
-{
-	int			level = GetCurrentTransactionNestLevel();
-
-	for (int i = 0; i < set->count; i++)
-	{
-		Counter    *counter = &set->counters[i];
-		OwnCharge  *own = own_charge(&counter->key, counter->hash);
-
-		if (own == NULL || own->level != level)
-		{
-			CounterEntry *entry;
-
-			entry = own ? own->entry : enter(&counter->key, counter->hash);
-			if (entry == NULL)
-				return false;
-			own = pin(entry, counter->hash, own, level);
-			counter->pinned_here = true;
-		}
-		counter->charge = own;
-	}
-	return true;
-}
-
-/* Gives back the pins that pin_set has taken, of counters that were not charged. */
-static void
-unpin_set(CounterSet *set)
-{
-	lock_partitions(set->partitions, LW_EXCLUSIVE);
-	for (int i = 0; i < set->count; i++)
-		if (set->counters[i].pinned_here)
-			drop_pin(set->counters[i].charge);
-	unlock_partitions(set->partitions);
-}
-
-/* Refuses a transaction more than its share of the counters. */
-static void
-check_share(const CounterSet *set)
-{
-	int			share = Max(max_counters / 4, 1024);
-	int			count = own_entries->members;
-
-	if (count + set->count <= share)
-		return;
-	for (int i = 0; i < set->count; i++)
-		if (own_charge(&set->counters[i].key, set->counters[i].hash) == NULL)
-			count++;
-	if (count > share)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("the transaction calls kavach for too many agents"),
-				 errdetail("It holds %d usage counters; one transaction may hold %d, at %d for each agent, user and tenant, and %d for each permission with a rate per hour.",
-						   (int) own_entries->members, share, NUM_PERIODS, RATE_WINDOWS),
-				 errhint("Commit more often, or increase kavach.max_counters.")));
-}
-
-/* ---- loading ---- */
-
-static bool
-lacks(const CounterSet *set, int first, int count)
-{
-	for (int i = first; i < first + count; i++)
-		if (!set->counters[i].earlier && !set->counters[i].charge->entry->loaded)
+		place->entry = find_spare(first, spare);
+		place->slot = place->entry ? slot_of(place->entry, period, start) : -1;
+		if (place->slot >= 0)
 			return true;
+	}
 	return false;
 }
 
-static void
-install(const CounterSet *set, int first, int count, const Usage *usage)
+/* A spare entry; NULL when there is no room. */
+static CounterEntry *
+enter_spare(CounterEntry *first, int spare)
 {
-	uint64		mask = UINT64CONST(1) << PARTITION_OF(set->counters[first].hash);
+	CounterKey	key = first->key;
+	CounterEntry *entry;
 
-	lock_partitions(mask, LW_EXCLUSIVE);
-	for (int i = 0; i < count; i++)
-	{
-		CounterEntry *entry = set->counters[first + i].charge->entry;
-
-		if (entry->loaded)
-			continue;
-		memcpy(entry->used, usage[i].used, sizeof(entry->used));
-		entry->loaded = true;
-	}
-	unlock_partitions(mask);
-	pg_atomic_fetch_add_u64(&shared->loads, 1);
+	key.spare = spare;
+	entry = counter_enter(&key, counter_hash(&key));
+	if (entry != NULL)
+		first->windows.spares = Max(first->windows.spares, spare);
+	return entry;
 }
 
-/* The longest window that a scope lacks, or -1: the shorter ones are read with it. */
-static int
-longest_lacking(const CounterSet *set, ScopeKind scope)
-{
-	int			period = (set->first[scope] < 0) ? -1 : PERIOD_TOTAL;
-
-	while (period >= 0 && !lacks(set, set->first[scope] + period, 1))
-		period--;
-	return period;
-}
-
-/*
- * Loads what is missing, subject by subject: a heavyweight lock each, from all
- * to agent, then a look whether another has been faster, then the ledger, once.
- * A lock whose subject another has loaded is given back before that.
- */
-static void
-load_set(CounterSet *set)
-{
-	int			longest[NUM_SCOPES];
-	Usage		usage[NUM_SCOPES][NUM_PERIODS];
-
-	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
-	{
-		longest[scope] = longest_lacking(set, scope);
-		if (longest[scope] < 0)
-			continue;
-		lock_acquire(LOCK_LOAD + scope, set->subject.ids[scope]);
-		longest[scope] = longest_lacking(set, scope);
-		if (longest[scope] < 0)
-			lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
-	}
-	tally_subjects(&set->subject, set->ts, longest, !refunded_unloaded, usage);
-	for (int scope = SCOPE_ALL; scope >= SCOPE_AGENT; scope--)
-	{
-		if (longest[scope] < 0)
-			continue;
-		install(set, set->first[scope], longest[scope] + 1, usage[scope]);
-		lock_release(LOCK_LOAD + scope, set->subject.ids[scope]);
-	}
-
-	for (int i = 0; i < set->nrates; i++)
-	{
-		CounterRate *rate = &set->rates[i];
-
-		if (!lacks(set, rate->first, RATE_WINDOWS))
-			continue;
-		lock_acquire(LOCK_LOAD + SCOPE_PERMISSION, rate->id);
-		if (lacks(set, rate->first, RATE_WINDOWS))
-		{
-			Usage		calls[RATE_WINDOWS];
-
-			tally_rate(set->subject.ids[SCOPE_AGENT], rate->permission_id, set->ts, calls);
-			install(set, rate->first, RATE_WINDOWS, calls);
-		}
-		lock_release(LOCK_LOAD + SCOPE_PERMISSION, rate->id);
-	}
-}
-
-/* ---- what a call does ---- */
-
-static void
-begin_set(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts, int nrated)
-{
-	int			most = NUM_SCOPES * NUM_PERIODS * (refund_ts < ts ? 2 : 1) + nrated * RATE_WINDOWS;
-
-	memset(set, 0, sizeof(CounterSet));
-	set->ledger = ledger_oid();
-	set->subject = *subject;
-	set->ts = ts;
-	set->refund_ts = refund_ts;
-	set->counters = palloc(sizeof(Counter) * most);
-	set->rates = palloc(sizeof(CounterRate) * Max(nrated, 1));
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		set->first[scope] = -1;
-}
-
-/* Pins and loads what is in the set, and returns with its partitions locked. */
-static void
-open_set(CounterSet *set)
-{
-	for (;;)
-	{
-		bool		pinned;
-
-		reserve_charges(set->count);
-		check_share(set);
-		lock_partitions(set->partitions, LW_EXCLUSIVE);
-		pinned = pin_set(set);
-		if (pinned && !lacks(set, 0, set->count))
-			return;
-		unlock_partitions(set->partitions);
-		if (pinned)
-			load_set(set);
-		else
-			make_room();
-	}
-}
-
-/*
- * Opens the counters of a call: every window of its subjects, and those of the
- * permissions that have a rate per hour.  When it returns they are pinned,
- * loaded and locked: until counter_close nothing may allocate or fail.  The
- * ledger is locked by then (ledger_begin), so that kavach_reload_counters() waits.
- * refund_ts: ts, or an earlier time, whose windows a negative charge goes to.
- */
-void
-counter_open(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts,
-			 const int64 *rated, int nrated)
-{
-	begin_set(set, subject, ts, refund_ts, nrated);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (subject->ids[scope] != NULL || scope == SCOPE_ALL)
-			add_subject(set, scope);
-	for (int scope = 0; scope < NUM_SCOPES && refund_ts < ts; scope++)
-		if (set->first[scope] >= 0)
-			add_earlier_windows(set, scope);
-	set->nsubject = set->count;
-	for (int i = 0; i < nrated; i++)
-		add_rate(set, rated[i]);
-	open_set(set);
-}
-
-void
-counter_close(CounterSet *set)
-{
-	unlock_partitions(set->partitions);
-}
-
-/* How an entry stands for this transaction.  Its partition's lock is held. */
-static Usage
-usage_of(const CounterEntry *entry, const OwnCharge *own)
-{
-	Usage		usage;
-
-	memcpy(usage.used, entry->used, sizeof(usage.used));
-	memcpy(usage.pending, entry->pending, sizeof(usage.pending));
-	for (; own != NULL; own = own->outer)
-		for (int measure = 0; measure < NUM_MEASURES; measure++)
-		{
-			usage.used[measure] += own->net[measure];
-			usage.pending[measure] -= own->increases[measure];
-		}
-	return usage;
-}
-
-Usage
-counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period)
-{
-	OwnCharge  *charge = set->counters[set->first[scope] + period].charge;
-
-	return usage_of(charge->entry, charge);
-}
-
-/* Calls of a permission, pending ones too, in its windows, the oldest first. */
-void
-counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS])
-{
-	for (int window = 0; window < RATE_WINDOWS; window++)
-	{
-		OwnCharge  *charge = set->counters[set->rates[index].first + window].charge;
-		Usage		usage = usage_of(charge->entry, charge);
-
-		calls[window] = usage.used[MEASURE_CALLS] + usage.pending[MEASURE_CALLS];
-	}
-}
-
-/*
- * Whether a counter can take a charge.  Totals stay within MAX_TOTAL either
- * way, far enough from the ends of bigint for the refunds of other open
- * transactions, which nobody knows of, to come on top.
- */
+/* A place for a window that has none; false when there is no room. */
 static bool
-can_take(const OwnCharge *charge, int64 tokens)
+make_place(CounterEntry *first, PeriodKind period, WindowPlace *place)
 {
-	Usage		usage = usage_of(charge->entry, charge);
-
-	return tokens > 0 ?
-		usage.used[MEASURE_TOKENS] + usage.pending[MEASURE_TOKENS] <= MAX_TOTAL - tokens :
-		usage.used[MEASURE_TOKENS] >= -MAX_TOTAL - tokens;
-}
-
-static void
-add_charge(OwnCharge *charge, MeasureKind measure, int64 amount)
-{
-	charge->net[measure] += amount;
-	if (!charge->entry->loaded)
-		charge->unloaded[measure] += amount;
-	if (amount > 0)
+	for (int spare = 0; spare <= MAX_SPARES; spare++)
 	{
-		charge->increases[measure] += amount;
-		charge->entry->pending[measure] += amount;
-	}
-}
-
-/* Whether a counter of subjects is one that such a charge goes to. */
-static bool
-takes(const Counter *counter, int64 tokens)
-{
-	return tokens < 0 ? counter->takes_refund : !counter->earlier;
-}
-
-/*
- * Charges all counters of the call, under its locks; or none, and returns
- * false, where a total would pass what can be counted.  rate: the index of the
- * permission whose rate it uses, or -1.
- */
-bool
-counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate)
-{
-	for (int i = 0; i < set->nsubject; i++)
-		if (takes(&set->counters[i], tokens) && !can_take(set->counters[i].charge, tokens))
+		place->entry = spare == 0 ? first : enter_spare(first, spare);
+		if (place->entry == NULL)
 			return false;
-	for (int i = 0; i < set->nsubject; i++)
-	{
-		if (!takes(&set->counters[i], tokens))
-			continue;
-		if (!set->counters[i].charge->entry->loaded)
-			refunded_unloaded = true;
-		add_charge(set->counters[i].charge, MEASURE_TOKENS, tokens);
-		add_charge(set->counters[i].charge, MEASURE_CALLS, calls);
+		place->slot = free_slot(place->entry, period);
+		if (place->slot >= 0)
+			return true;
 	}
-	if (rate >= 0)
-		add_charge(set->counters[set->rates[rate].first + CURRENT_RATE_WINDOW].charge, MEASURE_CALLS, calls);
+	return false;
+}
+
+/* Whether a window begins after all that is there of its subject. */
+bool
+counter_is_later(const CounterEntry *first, TimestampTz start)
+{
+	return start > first->windows.newest_row && start > first->windows.newest_charge;
+}
+
+/* Finds or makes a window; false when there is no room.  The caller pins it at once. */
+bool
+counter_enter_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place)
+{
+	Window	   *window;
+
+	if (counter_find_window(first, period, start, place))
+		return true;
+	if (!make_place(first, period, place))
+		return false;
+	clear_slot(place->entry, place->slot);
+	window = &place->entry->windows.slots[place->slot];
+	memset(window, 0, sizeof(Window));
+	window->start = start;
+	if (counter_is_later(first, start))
+		place->entry->windows.loaded |= SLOT_BIT(place->slot);
 	return true;
 }
 
-/* What to say of a charge that was not taken, once the locks are given back. */
+bool
+counter_is_loaded(WindowPlace place)
+{
+	return (place.entry->windows.loaded & SLOT_BIT(place.slot)) != 0;
+}
+
+/* Gives a window that is not loaded its sum. */
 void
-counter_refuse_overflow(void)
+counter_install(WindowPlace place, const Usage *usage)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-			 errmsg("usage out of range"),
-			 errdetail("The total of the agent, its user, its tenant or all agents would pass %lld tokens.", (long long) MAX_TOTAL),
-			 errhint("A correction with kavach_adjust() makes room.")));
-}
-
-static CounterEntry *
-find_loaded(const CounterKey *key, uint32 hash)
-{
-	CounterEntry *entry = hash_search_with_hash_value(entries, key, hash, HASH_FIND, NULL);
-
-	return entry != NULL && entry->loaded ? entry : NULL;
-}
-
-/* How a window of a subject stands in memory; false where it is not there.  The subject's lock is held. */
-static bool
-look(const CounterKey *key, uint32 subject, bool own_charges_too, Usage *usage)
-{
-	uint32		hash = hash_window(subject, key);
-	CounterEntry *entry = find_loaded(key, hash);
-
-	if (entry != NULL)
-		*usage = usage_of(entry, own_charges_too ? own_charge(key, hash) : NULL);
-	return entry != NULL;
-}
-
-/* How the wanted windows of a subject stand in memory; returns those that are not there. */
-static int
-peek_memory(ScopeKind scope, const char *id, TimestampTz ts, int wanted, bool own_charges_too,
-			Usage usage[NUM_PERIODS])
-{
-	Oid			ledger = ledger_oid();
-	uint32		subject = hash_of_subject(ledger, scope, id);
-	LWLock	   *lock = &partition_locks[PARTITION_OF(subject)].lock;
-	int			missing = 0;
-	CounterKey	keys[NUM_PERIODS];
-
-	for (int period = 0; period < NUM_PERIODS; period++)
-		make_key(&keys[period], ledger, scope, id, period, period_start(period, ts));
-	LWLockAcquire(lock, LW_SHARED);
-	for (int period = 0; period < NUM_PERIODS; period++)
-		if ((wanted & PERIOD_BIT(period)) && !look(&keys[period], subject, own_charges_too, &usage[period]))
-			missing |= PERIOD_BIT(period);
-	LWLockRelease(lock);
-	return missing;
-}
-
-/* Whether counters can be loaded: not without preload, nor on a standby. */
-static bool
-can_load(void)
-{
-	return entries != NULL && !RecoveryInProgress();
-}
-
-/* Reads the wanted windows of the subjects' scopes from the ledger, in one go. */
-static void
-tally_missing(const Subject *subject, TimestampTz ts, const int missing[NUM_SCOPES],
-			  Usage usage[NUM_SCOPES][NUM_PERIODS])
-{
-	int			longest[NUM_SCOPES];
-	Usage		tally[NUM_SCOPES][NUM_PERIODS];
-
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		longest[scope] = missing[scope] ? pg_leftmost_one_pos32(missing[scope]) : -1;
-	tally_subjects(subject, ts, longest, true, tally);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		for (int period = 0; period < NUM_PERIODS; period++)
-			if (missing[scope] & PERIOD_BIT(period))
-				usage[scope][period] = tally[scope][period];
-}
-
-/*
- * Loads the scopes of which something is missing, as a call does, and reads
- * them.  The ledger is locked as long as there are pins, which is not long.
- */
-static void
-load_missing(const Subject *subject, TimestampTz ts, const int missing[NUM_SCOPES],
-			 Usage usage[NUM_SCOPES][NUM_PERIODS])
-{
-	CounterSet	set;
-	Oid			ledger = ledger_oid();
-
-	lock_relation(ledger, RowExclusiveLock);
-	begin_set(&set, subject, ts, ts, 0);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (missing[scope])
-			add_subject(&set, scope);
-	open_set(&set);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		for (int period = 0; period < NUM_PERIODS && missing[scope]; period++)
-			usage[scope][period] = counter_usage(&set, scope, period);
-	counter_close(&set);
-	unpin_set(&set);
-	unlock_relation(ledger, RowExclusiveLock);
-}
-
-/*
- * How subjects stand in the wanted windows of ts (a PERIOD_BIT each), for
- * advice: from memory, where it is loaded to if it is not there.
- */
-void
-counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES],
-			 Usage usage[NUM_SCOPES][NUM_PERIODS])
-{
-	int			missing[NUM_SCOPES];
-	int			all_missing = 0;
-
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-	{
-		missing[scope] = entries ?
-			peek_memory(scope, subject->ids[scope], ts, wanted[scope], true, usage[scope]) : wanted[scope];
-		all_missing |= missing[scope];
-	}
-	if (all_missing == 0)
+	if (counter_is_loaded(place))
 		return;
-	if (can_load())
-		load_missing(subject, ts, missing, usage);
+	memcpy(place.entry->windows.slots[place.slot].used, usage->used, sizeof(Amounts));
+	place.entry->windows.loaded |= SLOT_BIT(place.slot);
+}
+
+/* A refund may be missing from a window: it goes with its last pin. */
+void
+counter_doubt(WindowPlace place)
+{
+	if (place.entry->windows.users[place.slot] == 0)
+		clear_slot(place.entry, place.slot);
 	else
-		tally_missing(subject, ts, missing, usage);
+		place.entry->windows.doubtful |= SLOT_BIT(place.slot);
 }
 
-/* How the windows of a rate stand in memory; false where one is not there. */
 static bool
-peek_rate(const char *id, TimestampTz first, Usage usage[RATE_WINDOWS])
+is_empty(const CounterEntry *entry)
 {
-	Oid			ledger = ledger_oid();
-	uint32		subject = hash_of_subject(ledger, SCOPE_PERMISSION, id);
-	LWLock	   *lock = &partition_locks[PARTITION_OF(subject)].lock;
-	int			found;
-
-	LWLockAcquire(lock, LW_SHARED);
-	for (found = 0; found < RATE_WINDOWS; found++)
-	{
-		CounterKey	key;
-
-		make_key(&key, ledger, SCOPE_PERMISSION, id, PERIOD_RATE, first + found * RATE_WINDOW);
-		if (!look(&key, subject, true, &usage[found]))
-			break;
-	}
-	LWLockRelease(lock);
-	return found == RATE_WINDOWS;
+	for (int slot = 0; slot < NUM_SLOTS; slot++)
+		if (entry->windows.slots[slot].start != NO_WINDOW)
+			return false;
+	return true;
 }
 
 /*
- * The calls of a permission in the windows of its rate per hour, as
- * counter_rate tells, for advice: from memory where all of them are there,
- * else from the ledger.
+ * Takes a pin off an entry, and off some of its windows.  What nobody needs
+ * then goes: the entry may be gone.
  */
 void
-counter_peek_rate(const char *agent_id, int64 permission_id, TimestampTz ts, int64 calls[RATE_WINDOWS])
+counter_unpin(CounterEntry *entry, uint32 hash, int slots)
 {
-	char	   *id = psprintf("%lld", (long long) permission_id);
-	TimestampTz first = period_start(PERIOD_RATE, ts) - CURRENT_RATE_WINDOW * RATE_WINDOW;
-	Usage		usage[RATE_WINDOWS];
-
-	if (entries == NULL || !peek_rate(id, first, usage))
-		tally_rate(agent_id, permission_id, ts, usage);
-	for (int window = 0; window < RATE_WINDOWS; window++)
-		calls[window] = usage[window].used[MEASURE_CALLS] + usage[window].pending[MEASURE_CALLS];
-}
-
-/* ---- the end of (sub)transactions: nothing here may fail or allocate ---- */
-
-static void
-settle_charge(OwnCharge *charge, bool commit)
-{
-	CounterEntry *entry = charge->entry;
-
-	for (int measure = 0; measure < NUM_MEASURES; measure++)
+	entry->pins--;
+	if (is_rate(entry))
 	{
-		entry->pending[measure] -= charge->increases[measure];
-		if (commit)
-			entry->used[measure] += charge->net[measure] - charge->unloaded[measure];
-		if (commit && charge->unloaded[measure] != 0)
-			entry->doubtful = true;
-	}
-	unpin(entry);
-}
-
-/* Neighbours in the list mostly share a partition: its lock is kept across them. */
-static int
-switch_partition(int held, int wanted)
-{
-	if (held == wanted)
-		return held;
-	if (held >= 0)
-		LWLockRelease(&partition_locks[held].lock);
-	if (wanted >= 0)
-		LWLockAcquire(&partition_locks[wanted].lock, LW_EXCLUSIVE);
-	return wanted;
-}
-
-/* A large transaction's bookkeeping is given back, a small one's is kept. */
-static void
-forget_own_entries(void)
-{
-	if (own_entries->size <= 1024)
-	{
-		own_reset(own_entries);
+		if (entry->pins == 0 && (!entry->rate.loaded || entry->rate.outdated))
+			leave(entry);
 		return;
 	}
-	MemoryContextDelete(own_context);
-	own_context = NULL;
-	own_entries = NULL;
-	while (num_free_charges > 1024)
+	for (int slot = 0; slot < NUM_SLOTS; slot++)
 	{
-		pfree(dlist_container(OwnCharge, node, dlist_pop_head_node(&free_charges)));
-		num_free_charges--;
-	}
-}
-
-/*
- * At the end of the transaction: pending becomes used, or is dropped.  The
- * commit is visible by now, and the client does not know of it yet.
- */
-void
-counter_end_transaction(bool commit)
-{
-	int			held = -1;
-
-	refunded_unloaded = false;
-	if (dlist_is_empty(&own_charges))
-		return;
-	while (!dlist_is_empty(&own_charges))
-	{
-		OwnCharge  *charge = dlist_container(OwnCharge, node, dlist_head_node(&own_charges));
-
-		held = switch_partition(held, PARTITION_OF(charge->hash));
-		settle_charge(charge, commit);
-		free_charge(charge);
-	}
-	switch_partition(held, -1);
-	forget_own_entries();
-}
-
-/*
- * At the end of a subtransaction: its charges go to the level above, or are
- * dropped.
- */
-void
-counter_end_subtransaction(bool commit, int level)
-{
-	int			held = -1;
-	dlist_node *node = dlist_is_empty(&own_charges) ? NULL : dlist_tail_node(&own_charges);
-
-	while (node != NULL)
-	{
-		OwnCharge  *charge = dlist_container(OwnCharge, node, node);
-		OwnCharge  *outer = charge->outer;
-
-		if (charge->level < level)
-			break;
-		node = dlist_has_prev(&own_charges, node) ? dlist_prev_node(&own_charges, node) : NULL;
-		if (commit && (outer == NULL || outer->level < level - 1))
-		{
-			charge->level = level - 1;
+		if (!(slots & SLOT_BIT(slot)) || --entry->windows.users[slot] > 0)
 			continue;
-		}
-
-		held = switch_partition(held, PARTITION_OF(charge->hash));
-		detach_charge(charge);
-		if (commit)
-		{
-			for (int measure = 0; measure < NUM_MEASURES; measure++)
-			{
-				outer->increases[measure] += charge->increases[measure];
-				outer->net[measure] += charge->net[measure];
-				outer->unloaded[measure] += charge->unloaded[measure];
-			}
-			charge->entry->pins--;
-		}
-		else
-			settle_charge(charge, false);
-		free_charge(charge);
+		if (!(entry->windows.loaded & SLOT_BIT(slot)) || (entry->windows.doubtful & SLOT_BIT(slot)))
+			clear_slot(entry, slot);
 	}
-	switch_partition(held, -1);
+	if (entry->pins == 0 && is_alone(entry) && (entry->key.spare > 0 || is_empty(entry)))
+		leave(entry);
+}
+
+void
+counter_note_load(void)
+{
+	pg_atomic_fetch_add_u64(&shared->loads, 1);
 }
 
 /* ---- for operators ---- */
 
-/*
- * SQL: kavach_reload_counters().  The lock waits for every transaction that
- * holds a pin, and keeps others from pinning until this one ends.
- */
-static Datum
-kavach_reload_counters_checked(PG_FUNCTION_ARGS)
+CounterStats
+counter_stats(void)
 {
-	Oid			ledger = ledger_oid();
-	int64		dropped = 0;
+	CounterStats stats = {
+		.loads = pg_atomic_read_u64(&shared->loads),
+		.evictions = pg_atomic_read_u64(&shared->evictions),
+		.refusals = pg_atomic_read_u64(&shared->refusals),
+	};
 
-	counter_require();
-	if (!dlist_is_empty(&own_charges))
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("kavach_reload_counters() cannot run in a transaction that has called kavach"),
-				 errhint("Commit first.")));
-	LockRelationOid(ledger, ShareRowExclusiveLock);
+	return stats;
+}
+
+static bool
+is_of(const CounterEntry *entry, Oid ledger)
+{
+	return entry->key.database == MyDatabaseId && entry->key.ledger == ledger;
+}
+
+/* Drops the entries of a ledger, which nobody has pinned; returns how many. */
+long
+counter_drop_all(Oid ledger)
+{
+	long		dropped = 0;
 
 	for (int partition = 0; partition < NUM_PARTITIONS; partition++)
 	{
@@ -1287,7 +596,7 @@ kavach_reload_counters_checked(PG_FUNCTION_ARGS)
 		{
 			CounterEntry *entry = dlist_container(CounterEntry, node, iter.cur);
 
-			if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
+			if (!is_of(entry, ledger))
 				continue;
 			Assert(entry->pins == 0);
 			leave(entry);
@@ -1295,47 +604,10 @@ kavach_reload_counters_checked(PG_FUNCTION_ARGS)
 		}
 		LWLockRelease(&partition_locks[partition].lock);
 	}
-	PG_RETURN_INT64(dropped);
+	return dropped;
 }
 
-/* From memory, or from the ledger, without loading: a report has a long snapshot. */
-static Usage
-current_usage(ScopeKind scope, const char *id, PeriodKind period, TimestampTz ts, bool own_charges_too)
-{
-	Usage		usage[NUM_SCOPES][NUM_PERIODS];
-	Subject		subject = {{NULL}};
-	int			missing[NUM_SCOPES] = {0};
-
-	subject.ids[scope] = id;
-	missing[scope] = PERIOD_BIT(period);
-	if (entries != NULL)
-		missing[scope] = peek_memory(scope, id, ts, missing[scope], own_charges_too, usage[scope]);
-	if (missing[scope])
-		tally_missing(&subject, ts, missing, usage);
-	return usage[scope][period];
-}
-
-/* SQL: kavach.current_usage(scope, subject, period, committed) */
-static Datum
-kavach_current_usage_checked(PG_FUNCTION_ARGS)
-{
-	ScopeKind	scope = scope_named(required_id_arg(fcinfo, 0, "scope"));
-	char	   *subject = scope == SCOPE_ALL ? NULL : required_id_arg(fcinfo, 1, "subject");
-	PeriodKind	period = period_named(required_id_arg(fcinfo, 2, "period"));
-	bool		committed = required_bool_arg(fcinfo, 3, "committed");
-	TimestampTz ts = clock_now();
-	Usage		usage;
-	Datum		values[3];
-	bool		nulls[3] = {false};
-
-	usage = current_usage(scope, subject, period, ts, !committed);
-	values[0] = TimestampTzGetDatum(period_start(period, ts));
-	values[1] = Int64GetDatum(usage.used[MEASURE_TOKENS]);
-	values[2] = Int64GetDatum(usage.used[MEASURE_CALLS]);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(answer_desc(fcinfo), values, nulls)));
-}
-
-/* Adds a partition's entries of this database to the copies, of which there are "count". */
+/* Adds a partition's entries of a ledger to the copies, of which there are "count". */
 static CounterEntry *
 copy_partition(int partition, Oid ledger, CounterEntry *copies, long *count, long *room)
 {
@@ -1351,7 +623,7 @@ copy_partition(int partition, Oid ledger, CounterEntry *copies, long *count, lon
 		{
 			CounterEntry *entry = dlist_container(CounterEntry, node, iter.cur);
 
-			if (entry->key.database != MyDatabaseId || entry->key.ledger != ledger)
+			if (!is_of(entry, ledger))
 				continue;
 			if (*count + more < *room)
 				copies[*count + more] = *entry;
@@ -1367,9 +639,9 @@ copy_partition(int partition, Oid ledger, CounterEntry *copies, long *count, lon
 	return copies;
 }
 
-/* Copies of this database's entries: those of a partition, and so of a subject, are of one moment. */
-static CounterEntry *
-copy_entries(Oid ledger, long *count)
+/* Copies of a ledger's entries: those of a partition, and so of a subject, are of one moment. */
+CounterEntry *
+counter_copy_all(Oid ledger, long *count)
 {
 	long		room = 1024;
 	CounterEntry *copies = palloc(sizeof(CounterEntry) * room);
@@ -1381,53 +653,4 @@ copy_entries(Oid ledger, long *count)
 		copies = copy_partition(partition, ledger, copies, count, &room);
 	}
 	return copies;
-}
-
-/* SQL: kavach.counters */
-static Datum
-kavach_counters_checked(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	CounterEntry *copies;
-	long		count;
-
-	InitMaterializedSRF(fcinfo, 0);
-	if (entries == NULL)
-		return (Datum) 0;
-
-	copies = copy_entries(ledger_oid(), &count);
-	for (long i = 0; i < count; i++)
-	{
-		const CounterEntry *copy = &copies[i];
-		Datum		values[9];
-		bool		nulls[9] = {false};
-
-		values[0] = CStringGetTextDatum(scopes[copy->key.scope].name);
-		values[1] = PointerGetDatum(cstring_to_text_with_len(copy->key.id, copy->key.id_length));
-		nulls[1] = copy->key.scope == SCOPE_ALL;
-		values[2] = CStringGetTextDatum(periods[copy->key.period].name);
-		values[3] = TimestampTzGetDatum(copy->key.window_start);
-		values[4] = Int64GetDatum(copy->used[MEASURE_TOKENS]);
-		values[5] = Int64GetDatum(copy->pending[MEASURE_TOKENS]);
-		values[6] = Int64GetDatum(copy->used[MEASURE_CALLS]);
-		values[7] = Int64GetDatum(copy->pending[MEASURE_CALLS]);
-		values[8] = Int32GetDatum(copy->pins);
-		nulls[4] = nulls[5] = nulls[6] = nulls[7] = !copy->loaded;
-		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
-	}
-	return (Datum) 0;
-}
-
-/* SQL: kavach.counter_stats */
-static Datum
-kavach_counter_stats_checked(PG_FUNCTION_ARGS)
-{
-	Datum		values[3];
-	bool		nulls[3] = {false};
-
-	counter_require();
-	values[0] = Int64GetDatum(pg_atomic_read_u64(&shared->loads));
-	values[1] = Int64GetDatum(pg_atomic_read_u64(&shared->evictions));
-	values[2] = Int64GetDatum(pg_atomic_read_u64(&shared->refusals));
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(answer_desc(fcinfo), values, nulls)));
 }

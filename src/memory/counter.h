@@ -1,6 +1,9 @@
 /*-------------------------------------------------------------------------
  * counter.h
- *		Usage of every scope in its current windows, in shared memory.
+ *		The table of counters: usage of subjects in their windows, and rates of
+ *		permissions, in shared memory.
+ *
+ * For the files of this folder; what the verbs use is in charge.h and peek.h.
  *-------------------------------------------------------------------------
  */
 #ifndef COUNTER_H
@@ -8,53 +11,124 @@
 
 #include "kavach.h"
 
-typedef struct Counter Counter;
+#include "lib/ilist.h"
+#include "storage/lwlock.h"
 
-/* The windows of a permission with a rate per hour, in a CounterSet. */
-typedef struct CounterRate
-{
-	int64		permission_id;
-	char	   *id;				/* the same as text */
-	int			first;			/* the oldest of RATE_WINDOWS counters */
-} CounterRate;
+#define NUM_PARTITIONS		64
+#define PARTITION_OF(hash)	((hash) % NUM_PARTITIONS)
+#define PARTITION_BIT(hash)	(UINT64CONST(1) << PARTITION_OF(hash))
 
-/*
- * All the counters of a call: those of its subjects in the windows of ts, those
- * in earlier windows, where a refund goes there, then those of its rates.
- */
-typedef struct CounterSet
+/* Longer ids are kept as their first bytes and a digest. */
+#define COUNTER_ID_BYTES	41
+
+/* Without padding, as it is compared as a whole. */
+typedef struct CounterKey
 {
+	Oid			database;
 	Oid			ledger;
-	Subject		subject;
-	TimestampTz ts;
-	TimestampTz refund_ts;		/* whose windows a refund counts in */
-	Counter    *counters;
-	int			count;
-	int			first[NUM_SCOPES];	/* of a scope's counters at ts, or -1 */
-	int			nsubject;		/* all but those of rates */
-	CounterRate *rates;
-	int			nrates;
-	uint64		partitions;		/* a bit for each that is locked */
-} CounterSet;
+	uint8		scope;
+	uint8		spare;			/* 0, or which of those beside the first entry */
+	uint8		id_length;		/* of the whole id */
+	char		id[COUNTER_ID_BYTES];	/* not terminated */
+} CounterKey;
+
+/* What was used in a window, by the ledger and by open transactions. */
+typedef struct Window
+{
+	TimestampTz start;			/* NO_WINDOW: none is here */
+	Amounts		used;			/* committed */
+	Amounts		pending;		/* open increases, never < 0 */
+} Window;
+
+#define NO_WINDOW			DT_NOEND
+
+/* A period's slots come one after the other; that of total alone is one. */
+#define NUM_SLOTS			(2 * PERIOD_TOTAL + 1)
+#define FIRST_SLOT(period)	(2 * (int) (period))
+#define LAST_SLOT(period)	((period) == PERIOD_TOTAL ? NUM_SLOTS - 1 : 2 * (int) (period) + 1)
+#define SLOT_BIT(slot)		(1 << (slot))
+
+typedef struct SubjectWindows
+{
+	TimestampTz newest_row;		/* no row that was loaded counts later */
+	TimestampTz newest_charge;	/* nor a charge since */
+	Window		slots[NUM_SLOTS];
+	int32		users[NUM_SLOTS];	/* pins of each */
+	uint8		loaded;			/* slots whose "used" is the ledger's sum */
+	uint8		doubtful;		/* those where it may lack a refund */
+	uint8		spares;			/* so many entries are beside this one */
+} SubjectWindows;
+
+/* The calls of a permission, by number of the window modulo RATE_RING; see rate.c. */
+#define RATE_RING			32
+
+typedef struct RateRing
+{
+	bool		loaded;
+	bool		outdated;		/* goes with the last pin */
+	int64		newest;			/* the last window that is in the ring */
+	int64		limit;			/* a window that it must not come to */
+	uint64		commits;		/* how many pending charges have become used */
+	int32		used[RATE_RING];
+	int32		pending[RATE_RING];
+} RateRing;
+
+typedef struct CounterEntry
+{
+	CounterKey	key;			/* first */
+	int32		pins;			/* of all transactions' nest levels */
+	bool		touched;		/* pinned since eviction last came by */
+	dlist_node	node;			/* in its partition's list */
+	union
+	{
+		SubjectWindows windows;
+		RateRing	rate;		/* of a permission */
+	};
+} CounterEntry;
+
+/* A window of a subject, where it is. */
+typedef struct WindowPlace
+{
+	CounterEntry *entry;
+	int			slot;
+} WindowPlace;
+
+typedef struct CounterStats
+{
+	uint64		loads;
+	uint64		evictions;
+	uint64		refusals;
+} CounterStats;
 
 extern void counter_define_settings(void);
 extern Size counter_shmem_size(void);
 extern void counter_request_locks(void);
 extern void counter_shmem_startup(void);
-extern void counter_require(void);
-extern void counter_open(CounterSet *set, const Subject *subject, TimestampTz ts, TimestampTz refund_ts,
-						 const int64 *rated, int nrated);
-extern Usage counter_usage(const CounterSet *set, ScopeKind scope, PeriodKind period);
-extern void counter_rate(const CounterSet *set, int index, int64 calls[RATE_WINDOWS]);
-extern bool counter_charge(CounterSet *set, int64 tokens, int64 calls, int rate);
-extern void counter_refuse_overflow(void);
-extern void counter_close(CounterSet *set);
 extern void counter_warn_if_small(void);
-extern void counter_peek(const Subject *subject, TimestampTz ts, const int wanted[NUM_SCOPES],
-						 Usage usage[NUM_SCOPES][NUM_PERIODS]);
-extern void counter_peek_rate(const char *agent_id, int64 permission_id, TimestampTz ts,
-							  int64 calls[RATE_WINDOWS]);
-extern void counter_end_transaction(bool commit);
-extern void counter_end_subtransaction(bool commit, int level);
+extern bool counter_is_there(void);
+extern void counter_require(void);
+extern int	counter_share(void);
+
+extern void counter_make_key(CounterKey *key, Oid ledger, const Subject *subject);
+extern uint32 counter_hash(const CounterKey *key);
+extern char *counter_id(const CounterKey *key);
+
+extern void counter_lock(uint64 partitions, LWLockMode mode);
+extern void counter_unlock(uint64 partitions);
+extern CounterEntry *counter_find(const CounterKey *key, uint32 hash);
+extern CounterEntry *counter_enter(const CounterKey *key, uint32 hash);
+extern void counter_make_room(void);
+extern bool counter_find_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place);
+extern bool counter_enter_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place);
+extern bool counter_is_later(const CounterEntry *first, TimestampTz start);
+extern bool counter_is_loaded(WindowPlace place);
+extern void counter_install(WindowPlace place, const Usage *usage);
+extern void counter_doubt(WindowPlace place);
+extern void counter_unpin(CounterEntry *entry, uint32 hash, int slots);
+extern void counter_note_load(void);
+
+extern CounterStats counter_stats(void);
+extern long counter_drop_all(Oid ledger);
+extern CounterEntry *counter_copy_all(Oid ledger, long *count);
 
 #endif							/* COUNTER_H */

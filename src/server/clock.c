@@ -20,11 +20,11 @@
 #include "server/compat.h"
 
 const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
-	[PERIOD_HOUR] = {"hour", "this hour"},
-	[PERIOD_DAY] = {"day", "today"},
-	[PERIOD_MONTH] = {"month", "this month"},
-	[PERIOD_TOTAL] = {"total", "in total"},
-	[PERIOD_RATE] = {"five_minutes", NULL},
+	[PERIOD_HOUR] = {"hour", "this hour", USECS_PER_HOUR},
+	[PERIOD_DAY] = {"day", "today", USECS_PER_DAY},
+	[PERIOD_MONTH] = {"month", "this month", CALENDAR_MONTH},
+	[PERIOD_TOTAL] = {"total", "in total", FOR_EVER},
+	[PERIOD_RATE] = {"five_minutes", NULL, RATE_WINDOW},
 };
 
 PeriodKind
@@ -182,42 +182,47 @@ unit_floor(TimestampTz ts, int64 unit)
 	return ts - (rest < 0 ? rest + unit : rest);
 }
 
+/* Works out a window. */
+static TimeRange
+window_around(PeriodKind period, TimestampTz ts)
+{
+	int64		length = periods[period].length;
+	TimeRange	window = {DT_NOBEGIN, DT_NOEND};
+
+	if (length == CALENDAR_MONTH)
+	{
+		window.start = month_floor(ts, 0);
+		window.end = month_floor(ts, 1);
+	}
+	else if (length != FOR_EVER)
+	{
+		window.start = unit_floor(ts, length);
+		window.end = window.start + length;
+	}
+	return window;
+}
+
+/* The window that ts falls into: the last one's, mostly, which is kept. */
+TimeRange
+period_window(PeriodKind period, TimestampTz ts)
+{
+	static TimeRange last[NUM_COUNTED_PERIODS];
+
+	if (ts < last[period].start || ts >= last[period].end)
+		last[period] = window_around(period, ts);
+	return last[period];
+}
+
 TimestampTz
 period_start(PeriodKind period, TimestampTz ts)
 {
-	switch (period)
-	{
-		case PERIOD_HOUR:
-			return unit_floor(ts, USECS_PER_HOUR);
-		case PERIOD_DAY:
-			return unit_floor(ts, USECS_PER_DAY);
-		case PERIOD_MONTH:
-			return month_floor(ts, 0);
-		case PERIOD_TOTAL:
-			break;
-		case PERIOD_RATE:
-			return unit_floor(ts, RATE_WINDOW);
-	}
-	return DT_NOBEGIN;
+	return period_window(period, ts).start;
 }
 
 TimestampTz
 period_end(PeriodKind period, TimestampTz ts)
 {
-	switch (period)
-	{
-		case PERIOD_HOUR:
-			return unit_floor(ts, USECS_PER_HOUR) + USECS_PER_HOUR;
-		case PERIOD_DAY:
-			return unit_floor(ts, USECS_PER_DAY) + USECS_PER_DAY;
-		case PERIOD_MONTH:
-			return month_floor(ts, 1);
-		case PERIOD_TOTAL:
-			break;
-		case PERIOD_RATE:
-			return unit_floor(ts, RATE_WINDOW) + RATE_WINDOW;
-	}
-	return DT_NOEND;
+	return period_window(period, ts).end;
 }
 
 /*

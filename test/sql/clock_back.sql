@@ -1,5 +1,5 @@
--- The clock steps back within a transaction that has given something back: for itself that counts at once, and where it
--- is rolled back, the window that it has loaded meanwhile has no room that nobody has given back.
+-- The clock steps back within a transaction that has given something back: were it to load the window before, and then
+-- be rolled back, that window would have room that nobody has given back.
 SET client_min_messages = error;
 SET kavach.clock = '2026-03-05 10:50:00+00';
 SELECT kavach_create_agent('agt_back', 'ann of clock_back', 'acme of clock_back', permissions => '[{"resource": "*", "actions": ["*"]}]');

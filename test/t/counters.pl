@@ -207,11 +207,11 @@ is($one->query(q{SELECT count(*), sum(tokens_cost) FROM kavach.audit_log WHERE r
 is($one->query('SELECT evictions > 1000, refusals FROM kavach.counter_stats'), 't|0', 'many times');
 is($one->query('TABLE verdict'), 'some|', 'the counters are right');
 $two = Session->new($node);
-$one->query('BEGIN; SELECT kavach_authorize(\'agt_\' || n, \'run\', \'x\') FROM generate_series(10, 14) n');
-like($two->query(q{SELECT kavach_authorize('agt_20', 'run', 'x')}), qr/53200/, 'where all are in use a call fails');
+$one->query('BEGIN; SELECT kavach_authorize(\'agt_\' || n, \'run\', \'x\') FROM generate_series(10, 30) n');
+like($two->query(q{SELECT kavach_authorize('agt_40', 'run', 'x')}), qr/53200/, 'where all are in use a call fails');
 is($one->query('SELECT refusals > 0 FROM kavach.counter_stats'), 't', 'and is counted as refused for want of room');
 $one->query('COMMIT');
-is($two->query(q{SELECT code FROM kavach_authorize('agt_20', 'run', 'x')}), 'budget_exceeded', 'later it is answered');
+is($two->query(q{SELECT code FROM kavach_authorize('agt_40', 'run', 'x')}), 'budget_exceeded', 'later it is answered');
 is($one->query('TABLE verdict'), 'some|', 'the counters are right');
 $_->quit for $one, $two;
 

@@ -75,7 +75,7 @@ for my $moment ('as they are', 'read again')
 		    PERFORM kavach_check_budget('agt_' || n) FROM generate_series(0, 7) n;
 		  END LOOP;
 		END \$\$;
-		SELECT count(*) > 400 FROM kavach.counters}), 't', "$moment: hundreds of windows are in memory");
+		SELECT count(*) > 60 FROM kavach.counters}), 't', "$moment: many windows are in memory");
 	is(Judge::faults($node), '', 'and are what the ledger says');
 	$node->restart;
 }
