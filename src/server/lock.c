@@ -187,6 +187,18 @@ lock_mark(int class, const char *id)
 	(void) take(&tag, RowExclusiveLock, false);
 }
 
+/* Whether somebody else marks (class, id), or may. */
+bool
+lock_is_marked(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+
+	if (take(&tag, ShareLock, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	give_back(&tag, ShareLock);
+	return false;
+}
+
 /* Waits until nobody else marks (class, id). */
 void
 lock_wait(int class, const char *id)
