@@ -290,27 +290,39 @@ typedef struct FindStatement
 static FindStatement find_by_id = {
 	.writer = "xmin",
 	.condition = BY_ID,
-	.statement = {.nargs = 3, .argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID}},
+	.statement = {
+		.nargs = 3,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	},
 };
 
 /* in a partition without xmin */
 static FindStatement find_archived_by_id = {
 	.writer = "NULL::xid",
 	.condition = BY_ID,
-	.statement = {.nargs = 3, .argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID}},
+	.statement = {
+		.nargs = 3,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	},
 };
 
 static FindStatement find_by_request = {
 	.writer = "NULL::xid",
 	.condition = "agent_id = $1 AND kind = $2 AND request_id = $3 AND result = 'allowed' AND ts >= $4"
 	" ORDER BY id DESC LIMIT 1",
-	.statement = {.nargs = 4, .argtypes = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID}},
+	.statement = {
+		.nargs = 4,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
+	},
 };
 
 static FindStatement find_by_settles = {
 	.writer = "NULL::xid",
 	.condition = "settles = $1 AND ts >= $2",
-	.statement = {.nargs = 2, .argtypes = {UUIDOID, TIMESTAMPTZOID}},
+	.statement = {
+		.nargs = 2,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID},
+	},
 };
 
 static void
@@ -377,6 +389,14 @@ ledger_find(const pg_uuid_t *id)
 	return find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 }
 
+static bool
+is_own(const pg_uuid_t *id)
+{
+	LedgerRow  *row = ledger_find(id);
+
+	return row != NULL && row->own;
+}
+
 /*
  * The admitted row of an agent's request, or NULL: as far back as
  * kavach.request_retention asks for, and on to the start of that month.
@@ -395,7 +415,10 @@ ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_i
 
 	if (lookup_row(ledger_oid(), LOOKUP_REQUEST, values, since, DT_NOEND, &row))
 		return row;
-	return find_by_statement(&find_by_request, values);
+	row = find_by_statement(&find_by_request, values);
+	if (row != NULL)
+		row->own = is_own(&row->id);
+	return row;
 }
 
 /* The usage row that settles an authorization, or NULL. */

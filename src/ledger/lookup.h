@@ -15,7 +15,7 @@ typedef enum LookupKey
 {
 	LOOKUP_ID,					/* id */
 	LOOKUP_SETTLES,				/* settles */
-	LOOKUP_REQUEST				/* agent_id, kind, request_id, of what was allowed */
+	LOOKUP_REQUEST				/* agent_id, kind, request_id */
 } LookupKey;
 
 #define NUM_LOOKUP_KEYS	(LOOKUP_REQUEST + 1)

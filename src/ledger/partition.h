@@ -22,7 +22,7 @@ typedef struct PartitionRange
 typedef struct PartitionReach
 {
 	List	   *relids;			/* newest times first */
-	Oid			rest;			/* the default partition, if there is one and no other takes them all */
+	Oid			rest;			/* the default partition, or InvalidOid */
 } PartitionReach;
 
 extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);

@@ -109,7 +109,8 @@ row_set(LedgerRow *row, int column, Datum value, bool isnull)
 			*(int64 *) member = DatumGetInt64(value);
 			break;
 		case FIELD_OPTIONAL:
-			*(OptionalInt64 *) member = (OptionalInt64) {true, DatumGetInt64(value)};
+			((OptionalInt64 *) member)->given = true;
+			((OptionalInt64 *) member)->value = DatumGetInt64(value);
 			break;
 	}
 }

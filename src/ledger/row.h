@@ -44,7 +44,7 @@ typedef struct LedgerRow
 	const char *request_id;
 	Jsonb	   *metadata;
 
-	bool		own;			/* found by id: written by this transaction */
+	bool		own;			/* found: written by this transaction */
 } LedgerRow;
 
 /* How a member of LedgerRow holds its column. */
