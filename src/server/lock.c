@@ -15,7 +15,8 @@
  * free and the row not committed yet; the unique indexes of the ledger make that
  * caller wait, and fail where the row stays (ledger_append).  They know only their
  * own month's rows: so the transaction also marks the month (lock_mark), and who
- * looks into other months waits until nobody does (lock_wait).
+ * looks into other months waits until nobody does (lock_wait), if any is marked at
+ * all (lock_is_marked).
  *
  * Order, within one call: request, authorization, month (each after what it is
  * about), then the loads of counters from all to agent and of permissions' rates

@@ -204,6 +204,20 @@ ok_way('by statement', 'an id without a primary key', $in, $by_id);
 ok_way('straight', 'but its request', $in, call('meanwhile'));
 change("ALTER TABLE $month ADD PRIMARY KEY (id)");
 
+# ---- a transaction that has more requests than it keeps locks of ----
+
+# The unique index of one month knows nothing of another's rows.
+$other->query(q{SET kavach.clock = '2026-05-31 23:50Z'; BEGIN});
+my $last = $other->query(q{SELECT max(audit_id::text) FROM generate_series(1, 150) n, kavach_authorize('agt_a', 'run', 'x', 10, request_id => 'many' || n)});
+my $many = $node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock' AND mode = 'ExclusiveLock'});
+cmp_ok($many, '<', 150, 'a transaction of many requests does not keep all of their locks');
+$app->query(q{SET kavach.clock = '2026-06-01 00:10Z'});
+$app->send(call('many150'));
+$node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = } . $app->pid) or die;
+$other->query('COMMIT');
+is($app->answer, $last, 'a repetition in the next month waits for it all the same');
+like($app->query(call('after')), $uuid, 'and then calls go on');
+
 # ---- the executor has something else to do ----
 
 change('SET kavach.allow_alter = on; ALTER TABLE kavach.audit_log ENABLE ROW LEVEL SECURITY');
