@@ -19,7 +19,7 @@ $node->safe_psql('postgres', q{
 	CREATE EXTENSION kavach;
 	SELECT kavach_create_agent('agt_a', 'ann', permissions => '[{"resource": "*", "actions": ["*"]}]');
 	SELECT kavach_create_months('2025-01-01', '2026-04-01')});
-my ($app, $other) = map { Session->new($node) } 1 .. 2;
+my $app = Session->new($node);
 
 sub change { my ($sql) = @_; return $node->safe_psql('postgres', "SET kavach.allow_drop = on; $sql") }
 
@@ -171,6 +171,7 @@ ok_found('by statement', 'one that is not unique', $in, 'indexes');
 change('DROP INDEX kavach.useless');
 
 # One that is being built is used as soon as it is there, and not before.
+my $other = Session->new($node);
 $other->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 my $builder = Session->new($node);
 $builder->send("CREATE UNIQUE INDEX CONCURRENTLY rebuilt ON $month (agent_id, kind, request_id) INCLUDE (ts) WHERE request_id IS NOT NULL AND result = 'allowed'");
@@ -180,6 +181,7 @@ is(at($in, call('meanwhile')), at($in, call('meanwhile')), 'calls go on');
 ok_way('by statement', 'an index that is being built', $in, call('meanwhile'));
 $other->query('COMMIT');
 is($builder->answer, '', 'it is there');
+$builder->quit;
 ok_found('straight', 'an index that has been built', $in, 'meanwhile');
 change(q{UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'kavach.rebuilt'::regclass});
 ok_found('by statement', 'an index that is invalid', $in, 'meanwhile');
@@ -207,6 +209,8 @@ change("ALTER TABLE $month ADD PRIMARY KEY (id)");
 # ---- a transaction that has more requests than it keeps locks of ----
 
 # The unique index of one month knows nothing of another's rows.
+$other->quit;
+$other = Session->new($node);
 $other->query(q{SET kavach.clock = '2026-05-31 23:50Z'; BEGIN});
 my $last = $other->query(q{SELECT max(audit_id::text) FROM generate_series(1, 150) n, kavach_authorize('agt_a', 'run', 'x', 10, request_id => 'many' || n)});
 my $many = $node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'userlock' AND mode = 'ExclusiveLock'});
@@ -226,6 +230,6 @@ is(at('2026-03-10Z', call('locks')), $node->safe_psql('postgres', q{SELECT id FR
 change('SET kavach.allow_alter = on; ALTER TABLE kavach.audit_log DISABLE ROW LEVEL SECURITY');
 ok_way('straight', 'no row security', '2026-03-10Z', $keyed);
 
-$_->quit foreach $app, $other, $builder;
+$_->quit foreach $app, $other;
 $node->stop;
 done_testing();
