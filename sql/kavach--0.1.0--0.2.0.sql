@@ -1,6 +1,6 @@
 -- kavach--0.1.0--0.2.0.sql
 --   Takes an installation of 0.1.0 to 0.2.0; then it is what CREATE EXTENSION
---   would have made.  No row and no partition is touched.
+--   would have made.  No row is touched.
 --
 -- What has other arguments or columns now is dropped and created, else it is
 -- replaced: a function or view that is not the extension's makes that fail.  The
@@ -497,6 +497,26 @@ COMMENT ON FUNCTION @extschema@.kavach_create_months(date, date) IS
 'Makes the partitions of the ledger''s UTC months from that of one date to that of another, as far as they are missing, and returns how many. Calls make their own; needed before rows come by logical replication, or are put in by hand.
 first, last: any day of the first and of the last month, at most 240 months.
 Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
+
+-- Nothing is looked for by batch yet. What is not as kavach made it stays.
+DO $$
+DECLARE
+  made record;
+BEGIN
+  FOR made IN
+    SELECT i.indexrelid::regclass AS index
+      FROM pg_inherits h
+      JOIN pg_index i ON i.indrelid = h.inhrelid
+      JOIN pg_class c ON c.oid = i.indexrelid
+     WHERE h.inhparent = 'kavach.audit_log'::regclass
+       AND c.relname ~ '^audit_log_\d{4}_\d{2}_batch_idx$'
+       AND pg_get_indexdef(i.indexrelid) LIKE '% USING btree (batch)'
+       AND NOT i.indisunique
+  LOOP
+    EXECUTE format('DROP INDEX %s', made.index);
+  END LOOP;
+END
+$$;
 
 -- ---- policy.sql ----
 

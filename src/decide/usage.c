@@ -149,7 +149,7 @@ check_authorization(const Report *report, const LedgerRow *authorization)
 static LedgerRow *
 find_authorization(Report *report)
 {
-	LedgerRow  *authorization;
+	LedgerRow  *authorization = NULL;
 
 	if (report->audit_id == NULL && report->request_id != NULL)
 	{
@@ -161,7 +161,8 @@ find_authorization(Report *report)
 		return NULL;
 
 	ledger_lock_authorization(report->audit_id, report->ts);
-	authorization = ledger_find(report->audit_id);
+	if (authorization == NULL)
+		authorization = ledger_find(report->audit_id);
 	check_authorization(report, authorization);
 	return authorization;
 }

@@ -211,19 +211,12 @@ takes_rows_directly(Relation partition, Relation ledger)
 static void
 map_columns(Relation partition)
 {
-	TupleDesc	desc = RelationGetDescr(partition);
+	const char *other = row_map_columns(partition, target.attnums);
 
-	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
-	{
-		AttrNumber	attnum = get_attnum(RelationGetRelid(partition), ledger_columns[i].name);
-
-		if (attnum == InvalidAttrNumber ||
-			getBaseType(TupleDescAttr(desc, attnum - 1)->atttypid) != ledger_columns[i].type)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of the ledger is not as kavach made it", ledger_columns[i].name)));
-		target.attnums[i] = attnum;
-	}
+	if (other != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of the ledger is not as kavach made it", other)));
 }
 
 static void

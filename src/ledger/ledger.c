@@ -12,6 +12,9 @@
  * microsecond, and 40 random bits.  The time in an id is the row's ts, so that
  * a search by id prunes partitions.
  *
+ * Single rows are found by the unique indexes of the months that can hold them
+ * (lookup.c); where that is not to be had, by a prepared statement.
+ *
  * Requests and settlements are looked up under the locks of
  * ledger_lock_request and ledger_lock_authorization, held to the end of the
  * transaction, so that of two calls at once the second finds the first's row.
@@ -22,13 +25,16 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "port/pg_bswap.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 #include "ledger/guard.h"
 #include "ledger/insert.h"
+#include "ledger/lookup.h"
 #include "ledger/partition.h"
 #include "ledger/row.h"
 #include "ledger/written.h"
@@ -149,16 +155,24 @@ kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 
 /* ---- writing ---- */
 
-/* $1 to $23: ledger_columns[] */
-static Statement insert_statement = {
-	.sql = "INSERT INTO kavach.audit_log"
-	" (id, ts, batch, kind, agent_id, user_id, tenant_id, action, resource, arguments, ip,"
-	"  result, code, reason, permission_id, policy_id,"
-	"  tokens_requested, min_tokens, tokens_released, tokens_cost, settles, request_id, metadata)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-	"  $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
-	.nargs = NUM_LEDGER_COLUMNS,
-};
+static Statement insert_statement = {.nargs = NUM_LEDGER_COLUMNS};
+
+/* The arguments are ledger_columns, in their order. */
+static void
+complete_insert_statement(void)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "INSERT INTO kavach.audit_log (%s) VALUES (", row_column_list(false));
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		appendStringInfo(&sql, "%s$%d", i > 0 ? ", " : "", i + 1);
+		insert_statement.argtypes[i] = ledger_columns[i].type;
+	}
+	appendStringInfoChar(&sql, ')');
+	insert_statement.sql = MemoryContextStrdup(TopMemoryContext, sql.data);
+}
 
 /* Through the executor, where there are triggers, row security and the like. */
 static void
@@ -168,9 +182,10 @@ insert_by_statement(const RowValues *row)
 	Datum		values[NUM_LEDGER_COLUMNS];
 	char		nulls[NUM_LEDGER_COLUMNS];
 
+	if (insert_statement.sql == NULL)
+		complete_insert_statement();
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
-		insert_statement.argtypes[i] = ledger_columns[i].type;
 		values[i] = row->values[i];
 		nulls[i] = row->isnull[i] ? 'n' : ' ';
 	}
@@ -262,85 +277,97 @@ ledger_append(LedgerRow *row)
 
 /* ---- finding ---- */
 
-#define FOUND_COLUMNS(writer) \
-	"SELECT id, ts, kind, agent_id, user_id, tenant_id, action, resource, arguments," \
-	"       result, code, reason, policy_id," \
-	"       tokens_requested, min_tokens, tokens_cost, settles, request_id, " writer \
-	"  FROM kavach.audit_log"
+/* What finds a row where only a statement can. */
+typedef struct FindStatement
+{
+	const char *writer;			/* what says who wrote it */
+	const char *condition;
+	Statement	statement;		/* its text is made at first use */
+} FindStatement;
 
-#define BY_ID " WHERE id = $1 AND ts >= $2 AND ts < $3"
+#define BY_ID "id = $1 AND ts >= $2 AND ts < $3"
 
-static Statement find_by_id = {
-	.sql = FOUND_COLUMNS("xmin") BY_ID,
-	.nargs = 3,
-	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+static FindStatement find_by_id = {
+	.writer = "xmin",
+	.condition = BY_ID,
+	.statement = {
+		.nargs = 3,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	},
 };
 
 /* in a partition without xmin */
-static Statement find_archived_by_id = {
-	.sql = FOUND_COLUMNS("NULL::xid") BY_ID,
-	.nargs = 3,
-	.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+static FindStatement find_archived_by_id = {
+	.writer = "NULL::xid",
+	.condition = BY_ID,
+	.statement = {
+		.nargs = 3,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID},
+	},
 };
 
-static Statement find_by_request = {
-	.sql = FOUND_COLUMNS("NULL::xid")
-	" WHERE agent_id = $1 AND kind = $2 AND request_id = $3 AND result = 'allowed' AND ts >= $4"
+static FindStatement find_by_request = {
+	.writer = "NULL::xid",
+	.condition = "agent_id = $1 AND kind = $2 AND request_id = $3 AND result = 'allowed' AND ts >= $4"
 	" ORDER BY id DESC LIMIT 1",
-	.nargs = 4,
-	.argtypes = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
+	.statement = {
+		.nargs = 4,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
+	},
 };
 
-static Statement find_by_settles = {
-	.sql = FOUND_COLUMNS("NULL::xid") " WHERE settles = $1 AND ts >= $2",
-	.nargs = 2,
-	.argtypes = {UUIDOID, TIMESTAMPTZOID},
+static FindStatement find_by_settles = {
+	.writer = "NULL::xid",
+	.condition = "settles = $1 AND ts >= $2",
+	.statement = {
+		.nargs = 2,
+		.argtypes = {UUIDOID, TIMESTAMPTZOID},
+	},
 };
+
+static void
+complete_find_statement(FindStatement *find)
+{
+	find->statement.sql =
+		MemoryContextStrdup(TopMemoryContext,
+							psprintf("SELECT %s, %s FROM kavach.audit_log WHERE %s",
+									 row_column_list(true), find->writer, find->condition));
+}
 
 /* The row that the last query found, or NULL. */
 static LedgerRow *
 found_row(uint64 nrows)
 {
 	LedgerRow  *row;
+	Datum		value;
 	bool		isnull;
-	Datum		settles;
-	Datum		writer;
+	int			column = 0;
 
 	if (nrows == 0)
 		return NULL;
 	row = palloc0(sizeof(LedgerRow));
-	row->id = *DatumGetUUIDP(query_datum(0, 1, &isnull));
-	row->ts = DatumGetTimestampTz(query_datum(0, 2, &isnull));
-	row->kind = ledger_kind_named(query_text(0, 3));
-	row->agent_id = query_text(0, 4);
-	row->user_id = query_text(0, 5);
-	row->tenant_id = query_text(0, 6);
-	row->action = query_text(0, 7);
-	row->resource = query_text(0, 8);
-	row->arguments = (Jsonb *) DatumGetPointer(query_datum(0, 9, &isnull));
-	row->result = query_text(0, 10);
-	row->code = query_text(0, 11);
-	row->reason = query_text(0, 12);
-	row->policy_id = query_text(0, 13);
-	row->tokens_requested = query_int64(0, 14);
-	row->min_tokens = query_int64(0, 15);
-	row->tokens_cost = query_int64(0, 16);
-	settles = query_datum(0, 17, &isnull);
-	row->settles = isnull ? NULL : DatumGetUUIDP(settles);
-	row->request_id = query_text(0, 18);
-	writer = query_datum(0, 19, &isnull);
-	row->own = !isnull && TransactionIdIsCurrentTransactionId(DatumGetTransactionId(writer));
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		if (!ledger_columns[i].found)
+			continue;
+		value = query_datum(0, ++column, &isnull);
+		row_set(row, i, value, isnull);
+	}
+	value = query_datum(0, ++column, &isnull);
+	row->own = !isnull && TransactionIdIsCurrentTransactionId(DatumGetTransactionId(value));
 	return row;
 }
 
 static LedgerRow *
-find_row(Statement *statement, Datum *values)
+find_by_statement(FindStatement *find, Datum *values)
 {
 	OwnerRights owner;
 	LedgerRow  *row;
 
+	if (find->statement.sql == NULL)
+		complete_find_statement(find);
 	query_begin(&owner);
-	row = found_row(query_select(statement, values, NULL));
+	row = found_row(query_select(&find->statement, values, NULL));
 	query_end(&owner);
 	return row;
 }
@@ -355,8 +382,19 @@ ledger_find(const pg_uuid_t *id)
 		TimestampTzGetDatum(ts),
 		TimestampTzGetDatum(ts + 1000),
 	};
+	LedgerRow  *row;
 
-	return find_row(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
+	if (lookup_row(ledger_oid(), LOOKUP_ID, values, ts, ts + 1000, &row))
+		return row;
+	return find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
+}
+
+static bool
+is_own(const pg_uuid_t *id)
+{
+	LedgerRow  *row = ledger_find(id);
+
+	return row != NULL && row->own;
 }
 
 /*
@@ -373,20 +411,27 @@ ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_i
 		CStringGetTextDatum(request_id),
 		TimestampTzGetDatum(since),
 	};
+	LedgerRow  *row;
 
-	return find_row(&find_by_request, values);
+	if (lookup_row(ledger_oid(), LOOKUP_REQUEST, values, since, DT_NOEND, &row))
+		return row;
+	row = find_by_statement(&find_by_request, values);
+	if (row != NULL)
+		row->own = is_own(&row->id);
+	return row;
 }
 
 /* The usage row that settles an authorization, or NULL. */
 LedgerRow *
 ledger_find_settlement(const pg_uuid_t *id)
 {
-	Datum		values[] = {
-		UUIDPGetDatum(id),
-		TimestampTzGetDatum(period_start(PERIOD_MONTH, uuid7_ts(id) - CLOCK_SLACK)),
-	};
+	TimestampTz since = period_start(PERIOD_MONTH, uuid7_ts(id) - CLOCK_SLACK);
+	Datum		values[] = {UUIDPGetDatum(id), TimestampTzGetDatum(since)};
+	LedgerRow  *row;
 
-	return find_row(&find_by_settles, values);
+	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, values, since, DT_NOEND, &row))
+		return row;
+	return find_by_statement(&find_by_settles, values);
 }
 
 /* ---- locks ---- */
@@ -400,7 +445,8 @@ month_id(TimestampTz month)
 /*
  * Locks what is about to be looked up from "since" on, and then written at ts.
  * Where the lock is not kept, the month of the row is marked; and rows in other
- * months may be of those who have not kept theirs (lock.c).
+ * months may be of those who have not kept theirs (lock.c).  That some month is
+ * marked is a mark of its own (NULL), or each would have to be asked about.
  */
 static void
 lock_row(LockClass class, const char *id, TimestampTz since, TimestampTz ts)
@@ -409,7 +455,14 @@ lock_row(LockClass class, const char *id, TimestampTz since, TimestampTz ts)
 	TimestampTz month = period_start(PERIOD_MONTH, since);
 
 	if (!lock_hold(class, id))
+	{
+		lock_mark(LOCK_MONTH, NULL);
 		lock_mark(LOCK_MONTH, month_id(own));
+	}
+	if (month == own && period_end(PERIOD_MONTH, own) > ts + CLOCK_SLACK)
+		return;
+	if (!lock_is_marked(LOCK_MONTH, NULL))
+		return;
 	for (; month <= ts + CLOCK_SLACK; month = period_end(PERIOD_MONTH, month))
 		if (month != own)
 			lock_wait(LOCK_MONTH, month_id(month));

@@ -34,6 +34,20 @@
 
 /* ---- finding a partition ---- */
 
+/*
+ * The last bound of the ledger's at or before a time, or -1.  Between it and the
+ * next is partition indexes[bound + 1]; none, if that is -1.
+ */
+static int
+bound_before(PartitionKey key, PartitionBoundInfo bounds, TimestampTz ts)
+{
+	Datum		value = TimestampTzGetDatum(ts);
+	bool		is_equal;
+
+	return partition_range_datum_bsearch(key->partsupfunc, key->partcollation,
+										 bounds, 1, &value, &is_equal);
+}
+
 /* By its bounds, whatever its name.  One that is being detached is none. */
 bool
 partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
@@ -46,10 +60,7 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 
 	if (partitions->nparts > 0)
 	{
-		Datum		value = TimestampTzGetDatum(ts);
-		bool		is_equal;
-		int			lower = partition_range_datum_bsearch(key->partsupfunc, key->partcollation,
-														  bounds, 1, &value, &is_equal);
+		int			lower = bound_before(key, bounds, ts);
 		int			index = bounds->indexes[lower + 1];
 
 		found = index >= 0;
@@ -64,6 +75,33 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 	}
 	table_close(ledger, NoLock);
 	return found;
+}
+
+/* The partitions that may hold rows from since (inclusive) to until (exclusive). */
+PartitionReach
+partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	PartitionKey key = RelationGetPartitionKey(ledger);
+	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
+	PartitionBoundInfo bounds = partitions->boundinfo;
+	PartitionReach reach = {NIL, InvalidOid};
+
+	if (partitions->nparts > 0)
+	{
+		int			first = bound_before(key, bounds, since) + 1;
+		int			last = until == DT_NOEND ? bounds->ndatums : bound_before(key, bounds, until - 1) + 1;
+
+		for (int i = last; i >= first; i--)
+		{
+			if (bounds->indexes[i] >= 0)
+				reach.relids = lappend_oid(reach.relids, partitions->oids[bounds->indexes[i]]);
+			else if (partition_bound_has_default(bounds))
+				reach.rest = partitions->oids[bounds->default_index];
+		}
+	}
+	table_close(ledger, NoLock);
+	return reach;
 }
 
 bool
@@ -143,7 +181,6 @@ static const char *const partition_ddl =
 "COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
 "CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
-"CREATE INDEX %1$s_batch_idx ON kavach.%1$s (batch);"
 "CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
 "CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
 "  WHERE request_id IS NOT NULL AND result = 'allowed';"

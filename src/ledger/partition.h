@@ -8,6 +8,8 @@
 
 #include "kavach.h"
 
+#include "nodes/pg_list.h"
+
 /* A partition, and the times that it takes. */
 typedef struct PartitionRange
 {
@@ -16,7 +18,15 @@ typedef struct PartitionRange
 	TimestampTz end;
 } PartitionRange;
 
+/* Partitions that may hold rows of some times. */
+typedef struct PartitionReach
+{
+	List	   *relids;			/* newest times first */
+	Oid			rest;			/* the default partition, or InvalidOid */
+} PartitionReach;
+
 extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);
+extern PartitionReach partition_reach(Oid ledger, TimestampTz since, TimestampTz until);
 extern bool partition_exists(Oid ledger, TimestampTz ts);
 extern bool partition_is_month(Oid relid);
 extern bool partition_is_heap(Oid ledger, TimestampTz ts);

@@ -6,6 +6,10 @@
 #include "ledger/row.h"
 
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 
 #include "server/argument.h"
 
@@ -25,89 +29,120 @@ ledger_kind_named(const char *name)
 	return 0;					/* keep compiler quiet */
 }
 
-/* The columns that a row is written to, in the order of row_values. */
+#define DESCRIPTION(name, type, field, found)	{#name, type, field, offsetof(LedgerRow, name), found},
+
 const LedgerColumn ledger_columns[NUM_LEDGER_COLUMNS] = {
-	{"id", UUIDOID},
-	{"ts", TIMESTAMPTZOID},
-	{"batch", INT8OID},
-	{"kind", TEXTOID},
-	{"agent_id", TEXTOID},
-	{"user_id", TEXTOID},
-	{"tenant_id", TEXTOID},
-	{"action", TEXTOID},
-	{"resource", TEXTOID},
-	{"arguments", JSONBOID},
-	{"ip", INETOID},
-	{"result", TEXTOID},
-	{"code", TEXTOID},
-	{"reason", TEXTOID},
-	{"permission_id", INT8OID},
-	{"policy_id", TEXTOID},
-	{"tokens_requested", INT8OID},
-	{"min_tokens", INT8OID},
-	{"tokens_released", INT8OID},
-	{"tokens_cost", INT8OID},
-	{"settles", UUIDOID},
-	{"request_id", TEXTOID},
-	{"metadata", JSONBOID},
+	LEDGER_COLUMNS(DESCRIPTION)
 };
 
-static void
-add_value(RowValues *row, Datum value, bool isnull)
+/* What goes into a column. */
+static Datum
+field_value(FieldKind field, const void *member, bool *isnull)
 {
-	row->values[row->count] = value;
-	row->isnull[row->count] = isnull;
-	row->count++;
-}
-
-static void
-add_text(RowValues *row, const char *value)
-{
-	bool		isnull;
-	Datum		datum = text_or_null(value, &isnull);
-
-	add_value(row, datum, isnull);
-}
-
-static void
-add_pointer(RowValues *row, const void *value)
-{
-	add_value(row, PointerGetDatum(value), value == NULL);
-}
-
-static void
-add_number(RowValues *row, OptionalInt64 value)
-{
-	add_value(row, Int64GetDatum(value.value), !value.given);
+	*isnull = false;
+	switch (field)
+	{
+		case FIELD_UUID:
+			return UUIDPGetDatum(member);
+		case FIELD_TIME:
+			return TimestampTzGetDatum(*(const TimestampTz *) member);
+		case FIELD_KIND:
+			return CStringGetTextDatum(ledger_kinds[*(const LedgerKind *) member]);
+		case FIELD_TEXT:
+			return text_or_null(*(const char *const *) member, isnull);
+		case FIELD_UUID_POINTER:
+		case FIELD_VARLENA:
+			*isnull = *(void *const *) member == NULL;
+			return PointerGetDatum(*(void *const *) member);
+		case FIELD_NUMBER_OR_0:
+			*isnull = *(const int64 *) member == 0;
+			/* FALLTHROUGH */
+		case FIELD_NUMBER:
+			return Int64GetDatum(*(const int64 *) member);
+		case FIELD_OPTIONAL:
+			return number_or_null(*(const OptionalInt64 *) member, isnull);
+	}
+	return (Datum) 0;			/* keep compiler quiet */
 }
 
 /* What of a row goes into which column; NULLs where it has nothing. */
 void
 row_values(const LedgerRow *row, RowValues *values)
 {
-	values->count = 0;
-	add_pointer(values, &row->id);
-	add_value(values, TimestampTzGetDatum(row->ts), false);
-	add_value(values, Int64GetDatum(0), false);
-	add_text(values, ledger_kinds[row->kind]);
-	add_text(values, row->agent_id);
-	add_text(values, row->user_id);
-	add_text(values, row->tenant_id);
-	add_text(values, row->action);
-	add_text(values, row->resource);
-	add_pointer(values, row->arguments);
-	add_pointer(values, row->ip);
-	add_text(values, row->result);
-	add_text(values, row->code);
-	add_text(values, row->reason);
-	add_value(values, Int64GetDatum(row->permission_id), row->permission_id == 0);
-	add_text(values, row->policy_id);
-	add_number(values, row->tokens_requested);
-	add_number(values, row->min_tokens);
-	add_number(values, row->tokens_released);
-	add_number(values, row->tokens_cost);
-	add_pointer(values, row->settles);
-	add_text(values, row->request_id);
-	add_pointer(values, row->metadata);
-	Assert(values->count == NUM_LEDGER_COLUMNS);
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+		values->values[i] = field_value(ledger_columns[i].field,
+										(const char *) row + ledger_columns[i].offset,
+										&values->isnull[i]);
+}
+
+/* The other way: sets a member, zero so far, to a copy of what a column holds. */
+void
+row_set(LedgerRow *row, int column, Datum value, bool isnull)
+{
+	void	   *member = (char *) row + ledger_columns[column].offset;
+
+	if (isnull)
+		return;
+	switch (ledger_columns[column].field)
+	{
+		case FIELD_UUID:
+			*(pg_uuid_t *) member = *DatumGetUUIDP(value);
+			break;
+		case FIELD_UUID_POINTER:
+			*(pg_uuid_t **) member = palloc(sizeof(pg_uuid_t));
+			**(pg_uuid_t **) member = *DatumGetUUIDP(value);
+			break;
+		case FIELD_TIME:
+			*(TimestampTz *) member = DatumGetTimestampTz(value);
+			break;
+		case FIELD_KIND:
+			*(LedgerKind *) member = ledger_kind_named(TextDatumGetCString(value));
+			break;
+		case FIELD_TEXT:
+			*(const char **) member = TextDatumGetCString(value);
+			break;
+		case FIELD_VARLENA:
+			*(void **) member = PG_DETOAST_DATUM_COPY(value);
+			break;
+		case FIELD_NUMBER:
+		case FIELD_NUMBER_OR_0:
+			*(int64 *) member = DatumGetInt64(value);
+			break;
+		case FIELD_OPTIONAL:
+			((OptionalInt64 *) member)->given = true;
+			((OptionalInt64 *) member)->value = DatumGetInt64(value);
+			break;
+	}
+}
+
+/* The names of all columns, or of those that a row has that is looked up. */
+char *
+row_column_list(bool found)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+		if (!found || ledger_columns[i].found)
+			appendStringInfo(&list, "%s%s", list.len > 0 ? ", " : "", ledger_columns[i].name);
+	return list.data;
+}
+
+/*
+ * Where a relation has the columns.  Returns the name of one that is not there
+ * as kavach made it; or NULL.
+ */
+const char *
+row_map_columns(Relation relation, AttrNumber *attnums)
+{
+	TupleDesc	desc = RelationGetDescr(relation);
+
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		attnums[i] = get_attnum(RelationGetRelid(relation), ledger_columns[i].name);
+		if (attnums[i] == InvalidAttrNumber ||
+			getBaseType(TupleDescAttr(desc, attnums[i] - 1)->atttypid) != ledger_columns[i].type)
+			return ledger_columns[i].name;
+	}
+	return NULL;
 }

@@ -8,6 +8,7 @@
 #ifndef KAVACH_COMPAT_H
 #define KAVACH_COMPAT_H
 
+#include "access/genam.h"
 #include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "storage/shmem.h"
@@ -91,6 +92,19 @@ compat_table_beginscan(Relation table, Snapshot snapshot)
 	return table_beginscan(table, snapshot, 0, NULL, SO_NONE);
 #else
 	return table_beginscan(table, snapshot, 0, NULL);
+#endif
+}
+
+/* A scan of an index tells what it did since 18, and takes flags since 19. */
+static inline IndexScanDesc
+compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0, SO_NONE);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(table, index, snapshot, nkeys, 0);
 #endif
 }
 

@@ -15,7 +15,8 @@
  * free and the row not committed yet; the unique indexes of the ledger make that
  * caller wait, and fail where the row stays (ledger_append).  They know only their
  * own month's rows: so the transaction also marks the month (lock_mark), and who
- * looks into other months waits until nobody does (lock_wait).
+ * looks into other months waits until nobody does (lock_wait), if any is marked at
+ * all (lock_is_marked).
  *
  * Order, within one call: request, authorization, month (each after what it is
  * about), then the loads of counters from all to agent and of permissions' rates
@@ -185,6 +186,18 @@ lock_mark(int class, const char *id)
 	LOCKTAG		tag = lock_tag(class, id);
 
 	(void) take(&tag, RowExclusiveLock, false);
+}
+
+/* Whether somebody else marks (class, id), or may. */
+bool
+lock_is_marked(int class, const char *id)
+{
+	LOCKTAG		tag = lock_tag(class, id);
+
+	if (take(&tag, ShareLock, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	give_back(&tag, ShareLock);
+	return false;
 }
 
 /* Waits until nobody else marks (class, id). */

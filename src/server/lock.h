@@ -28,6 +28,7 @@ extern bool lock_try(int class, const char *id);
 extern void lock_release(int class, const char *id);
 extern bool lock_hold(int class, const char *id);
 extern void lock_mark(int class, const char *id);
+extern bool lock_is_marked(int class, const char *id);
 extern void lock_wait(int class, const char *id);
 extern void lock_begin_call(void);
 extern void lock_end_call(void);

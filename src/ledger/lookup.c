@@ -1,0 +1,415 @@
+/*-------------------------------------------------------------------------
+ * lookup.c
+ *		The way straight to a row, by a unique index of its month.
+ *
+ * A row is found as a SELECT of the ledger's owner would find it, in the latest
+ * snapshot, with the same locks on the table and the index that it is in, and
+ * under SERIALIZABLE with the same predicate locks.  But a SELECT has a plan
+ * for the whole ledger, and locks all months for it; here only those are opened
+ * that can hold the row, from the newest to the first that does.  (As an id
+ * begins with its row's time, that is the one with the greatest id.  A default
+ * partition has rows of any time, and is looked into, too.)
+ *
+ * So only where the executor has nothing else to do: a plain heap, with a
+ * unique B-tree index that a planner could use for it.  What it compares with
+ * is the server's own, and predicates and checks are not evaluated, so that
+ * nobody's code runs.  Otherwise lookup_row says so, and the caller takes a
+ * statement.
+ *
+ * Which indexes a partition has is kept until it is invalidated.  The lock on
+ * the partition lets invalidations in, and keeps its indexes there: one that is
+ * dropped or rebuilt, be it concurrently, stays until nobody has that lock.
+ * Partitions stay, as the caller has locked the ledger (ledger_begin).
+ *-------------------------------------------------------------------------
+ */
+#include "ledger/lookup.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "storage/bufmgr.h"
+#include "storage/predicate.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
+#include "utils/typcache.h"
+
+#include "ledger/announce.h"
+#include "ledger/partition.h"
+#include "ledger/row.h"
+#include "server/compat.h"
+#include "server/lock.h"
+
+#define MAX_KEY_COLUMNS	3
+
+static const struct
+{
+	int			ncolumns;
+	LedgerColumnNumber columns[MAX_KEY_COLUMNS];
+	bool		allowed;		/* of rows with this result alone */
+}			keys[NUM_LOOKUP_KEYS] = {
+	[LOOKUP_ID] = {1, {COLUMN_id}, false},
+	[LOOKUP_SETTLES] = {1, {COLUMN_settles}, false},
+	[LOOKUP_REQUEST] = {3, {COLUMN_agent_id, COLUMN_kind, COLUMN_request_id}, true},
+};
+
+/* What is to be found. */
+typedef struct Lookup
+{
+	LookupKey	key;
+	const Datum *values;		/* of its columns */
+	TimestampTz since;			/* ts of the row */
+	TimestampTz until;
+} Lookup;
+
+/* What is known of a partition. */
+typedef struct Place
+{
+	Oid			relid;			/* the hash key */
+	bool		valid;			/* not invalidated since it was looked at */
+	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
+	Oid			indexes[NUM_LOOKUP_KEYS];	/* InvalidOid where there is none */
+} Place;
+
+static HTAB *places = NULL;
+static uint64 invalidations = 0;
+
+/* ---- the indexes of a partition ---- */
+
+static void
+forget_places(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS scan;
+	Place	   *place;
+
+	invalidations++;
+	if (OidIsValid(relid))
+	{
+		place = hash_search(places, &relid, HASH_FIND, NULL);
+		if (place != NULL)
+			place->valid = false;
+		return;
+	}
+	hash_seq_init(&scan, places);
+	while ((place = hash_seq_search(&scan)) != NULL)
+		place->valid = false;
+}
+
+static void
+make_places(void)
+{
+	HASHCTL		info = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(Place),
+		.hcxt = TopMemoryContext,
+	};
+
+	places = hash_create("kavach partitions", 16, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(forget_places, (Datum) 0);
+}
+
+/* A column of a partition, as in the predicate of an index. */
+static Expr *
+column_var(Relation partition, AttrNumber attnum)
+{
+	Form_pg_attribute column = TupleDescAttr(RelationGetDescr(partition), attnum - 1);
+
+	return (Expr *) makeVar(1, attnum, column->atttypid, column->atttypmod, column->attcollation, 0);
+}
+
+/* What is known of the rows that are looked up by a key. */
+static List *
+known_of_rows(Relation partition, LookupKey key, const AttrNumber *attnums)
+{
+	List	   *known = NIL;
+
+	for (int i = 0; i < keys[key].ncolumns; i++)
+	{
+		NullTest   *test = makeNode(NullTest);
+
+		test->arg = column_var(partition, attnums[keys[key].columns[i]]);
+		test->nulltesttype = IS_NOT_NULL;
+		test->location = -1;
+		known = lappend(known, test);
+	}
+	if (keys[key].allowed)
+	{
+		Var		   *result = (Var *) column_var(partition, attnums[COLUMN_result]);
+		Const	   *allowed = makeConst(TEXTOID, -1, DEFAULT_COLLATION_OID, -1,
+										CStringGetTextDatum("allowed"), false, false);
+
+		known = lappend(known, make_opclause(TextEqualOperator, BOOLOID, false,
+											 (Expr *) result, (Expr *) allowed,
+											 InvalidOid, result->varcollid));
+	}
+	return known;
+}
+
+/* Whether a column of an index is compared as its type is, and bytes that differ are different. */
+static bool
+has_usual_order(Relation partition, Relation index, int column, Oid type)
+{
+	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(partition), index->rd_index->indkey.values[column] - 1);
+	Oid			collation = index->rd_indcollation[column];
+
+	return index->rd_opfamily[column] == lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY)->btree_opf &&
+		collation == attribute->attcollation &&
+		(!OidIsValid(collation) || get_collation_isdeterministic(collation));
+}
+
+/* Whether a row can be looked up in an index by a key. */
+static bool
+is_index_of(Relation partition, Relation index, LookupKey key, const AttrNumber *attnums)
+{
+	if (index->rd_rel->relam != BTREE_AM_OID ||
+		!index->rd_index->indisunique ||
+		!index->rd_index->indimmediate ||
+		!index->rd_index->indisvalid ||
+		index->rd_index->indnkeyatts != keys[key].ncolumns)
+		return false;
+	for (int i = 0; i < keys[key].ncolumns; i++)
+	{
+		LedgerColumnNumber column = keys[key].columns[i];
+
+		if (index->rd_index->indkey.values[i] != attnums[column] ||
+			!has_usual_order(partition, index, i, ledger_columns[column].type))
+			return false;
+	}
+	return predicate_implied_by(RelationGetIndexPredicate(index),
+								known_of_rows(partition, key, attnums), false);
+}
+
+static void
+find_indexes(Relation partition, Place *place)
+{
+	ListCell   *cell;
+
+	memset(place->indexes, 0, sizeof(place->indexes));
+	if (row_map_columns(partition, place->attnums) != NULL)
+		return;
+	foreach(cell, RelationGetIndexList(partition))
+	{
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		for (LookupKey key = 0; key < NUM_LOOKUP_KEYS; key++)
+			if (is_index_of(partition, index, key, place->attnums))
+				place->indexes[key] = lfirst_oid(cell);
+		index_close(index, AccessShareLock);
+	}
+}
+
+/* What is known of a partition, which is locked. */
+static Place *
+find_place(Relation partition)
+{
+	Oid			relid = RelationGetRelid(partition);
+	bool		found;
+	Place	   *place;
+
+	if (places == NULL)
+		make_places();
+	place = hash_search(places, &relid, HASH_ENTER, &found);
+	if (!found)
+		place->valid = false;
+	if (!place->valid)
+	{
+		uint64		before = invalidations;
+
+		find_indexes(partition, place);
+		place->valid = before == invalidations;
+	}
+	return place;
+}
+
+/* ---- the row ---- */
+
+static LedgerRow *
+read_row(TupleTableSlot *slot, const AttrNumber *attnums)
+{
+	LedgerRow  *row = palloc0(sizeof(LedgerRow));
+	Datum		value;
+	bool		isnull;
+
+	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
+	{
+		if (!ledger_columns[i].found)
+			continue;
+		value = slot_getattr(slot, attnums[i], &isnull);
+		row_set(row, i, value, isnull);
+	}
+	value = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+	row->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(value));
+	return row;
+}
+
+/* Whether a row that has the key is the one, in a partition of more than one month for example. */
+static bool
+is_looked_for(const LedgerRow *row, const Lookup *lookup)
+{
+	return row->ts >= lookup->since && row->ts < lookup->until &&
+		(!keys[lookup->key].allowed || strcmp(row->result, "allowed") == 0);
+}
+
+static void
+make_scan_keys(Relation index, const Lookup *lookup, ScanKey scan_keys)
+{
+	for (int i = 0; i < keys[lookup->key].ncolumns; i++)
+	{
+		Oid			type = ledger_columns[keys[lookup->key].columns[i]].type;
+
+		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i],
+							   type == UUIDOID ? F_UUID_EQ : F_TEXTEQ,
+							   lookup->values[i]);
+	}
+}
+
+static LedgerRow *
+search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup)
+{
+	TupleTableSlot *slot = table_slot_create(partition, NULL);
+	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
+	int			nkeys = keys[lookup->key].ncolumns;
+	IndexScanDesc scan = compat_index_beginscan(partition, index, GetActiveSnapshot(), nkeys);
+	LedgerRow  *row = NULL;
+
+	make_scan_keys(index, lookup, scan_keys);
+	index_rescan(scan, scan_keys, nkeys, NULL, 0);
+	while (row == NULL && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		row = read_row(slot, place->attnums);
+		if (!is_looked_for(row, lookup))
+			row = NULL;
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return row;
+}
+
+/* An index from before changes of its rows is of no use to snapshots that see what was before. */
+static bool
+is_usable(Relation index)
+{
+	return index->rd_index->indisvalid &&
+		(!index->rd_index->indcheckxmin ||
+		 TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data), TransactionXmin));
+}
+
+/* Looks into a heap.  Returns false where it has no index for that. */
+static bool
+search_heap(Relation partition, const Lookup *lookup, LedgerRow **row)
+{
+	Place	   *place = find_place(partition);
+	Relation	index;
+	bool		usable;
+
+	if (!OidIsValid(place->indexes[lookup->key]))
+		return false;
+	index = index_open(place->indexes[lookup->key], AccessShareLock);
+	usable = is_usable(index);
+	if (usable)
+		*row = search_index(partition, index, place, lookup);
+	index_close(index, NoLock);
+	return usable;
+}
+
+/* Looks into a partition.  Returns false where only a statement can. */
+static bool
+search_partition(Oid relid, const Lookup *lookup, LedgerRow **row)
+{
+	Relation	partition;
+	bool		searched = false;
+
+	*row = NULL;
+	lock_relation(relid, AccessShareLock);
+	partition = table_open(relid, NoLock);
+	if (partition->rd_rel->relkind == RELKIND_RELATION &&
+		partition->rd_tableam == GetHeapamTableAmRoutine())
+	{
+		/* next month's, made ahead */
+		if (RelationGetNumberOfBlocks(partition) == 0)
+		{
+			PredicateLockRelation(partition, GetActiveSnapshot());
+			searched = true;
+		}
+		else
+			searched = search_heap(partition, lookup, row);
+	}
+	table_close(partition, NoLock);
+	return searched;
+}
+
+/* Looks into all partitions that can hold the row.  Returns false where only a statement can. */
+static bool
+search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **row)
+{
+	PartitionReach reach = partition_reach(ledger, lookup->since, lookup->until);
+	LedgerRow  *other;
+	ListCell   *cell;
+
+	*row = NULL;
+	foreach(cell, reach.relids)
+	{
+		if (!search_partition(lfirst_oid(cell), lookup, row))
+			return false;
+		if (*row != NULL)
+			break;
+	}
+	if (!OidIsValid(reach.rest))
+		return true;
+	if (!search_partition(reach.rest, lookup, &other))
+		return false;
+	if (*row == NULL || (other != NULL && memcmp(&other->id, &(*row)->id, UUID_LEN) > 0))
+		*row = other;
+	return true;
+}
+
+/* Whether policies say which rows there are. */
+static bool
+has_row_security(Oid relid)
+{
+	Relation	relation = table_open(relid, NoLock);
+	bool		has = relation->rd_rel->relrowsecurity;
+
+	table_close(relation, NoLock);
+	return has;
+}
+
+/*
+ * Finds the row with these values of a key, and a ts from since (inclusive) to
+ * until (exclusive); of several the one with the greatest id.  row: NULL if there
+ * is none.  Returns false where only a statement can find it.  After ledger_begin.
+ */
+bool
+lookup_row(Oid ledger, LookupKey key, const Datum *values, TimestampTz since, TimestampTz until,
+		   LedgerRow **row)
+{
+	Lookup		lookup = {key, values, since, until};
+	bool		searched;
+
+	announce_refresh(ledger);
+	if (has_row_security(ledger))
+		return false;
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	searched = search_ledger(ledger, &lookup, row);
+	PopActiveSnapshot();
+	return searched;
+}
