@@ -1,5 +1,5 @@
 -- counter.sql
---   What is counted in memory, for operators: src/memory/ has how.
+--   What is counted and cached in memory, for operators: src/memory/ has how.
 
 CREATE FUNCTION kavach.current_usage(
   scope text, subject text, period text, committed boolean,
@@ -59,3 +59,20 @@ COMMENT ON FUNCTION @extschema@.kavach_reload_counters() IS
 'Drops the counters of this database from memory, so that they are read from the ledger again, and returns how many. Needed only after rows were put into the ledger by hand, with an id of their time (UUIDv7).
 Waits for open transactions that have called kavach, and holds up others until this one ends.
 Errors: 25001 in a transaction that has called kavach itself; 55000 where kavach is not preloaded.';
+
+CREATE FUNCTION kavach.read_cache_stats(OUT hits bigint, OUT misses bigint, OUT evictions bigint, OUT entries bigint, OUT bytes bigint)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_cache_stats';
+
+COMMENT ON FUNCTION kavach.read_cache_stats() IS
+  'The row of kavach.cache_stats.';
+
+CREATE VIEW kavach.cache_stats AS
+SELECT * FROM kavach.read_cache_stats();
+
+COMMENT ON VIEW kavach.cache_stats IS 'What the cache of agents, permissions and limits of this server has been through since its start, and what it holds.';
+COMMENT ON COLUMN kavach.cache_stats.hits IS 'Calls that found there all that they looked up.';
+COMMENT ON COLUMN kavach.cache_stats.misses IS 'Calls that had to read the tables.';
+COMMENT ON COLUMN kavach.cache_stats.evictions IS 'Entries that made room for others.';
+COMMENT ON COLUMN kavach.cache_stats.entries IS 'Entries that are there: agents, users, tenants, and one for each database.';
+COMMENT ON COLUMN kavach.cache_stats.bytes IS 'What they take of kavach.cache_size.';

@@ -518,6 +518,25 @@ BEGIN
 END
 $$;
 
+-- ---- counter.sql ----
+
+CREATE FUNCTION kavach.read_cache_stats(OUT hits bigint, OUT misses bigint, OUT evictions bigint, OUT entries bigint, OUT bytes bigint)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_cache_stats';
+
+COMMENT ON FUNCTION kavach.read_cache_stats() IS
+  'The row of kavach.cache_stats.';
+
+CREATE VIEW kavach.cache_stats AS
+SELECT * FROM kavach.read_cache_stats();
+
+COMMENT ON VIEW kavach.cache_stats IS 'What the cache of agents, permissions and limits of this server has been through since its start, and what it holds.';
+COMMENT ON COLUMN kavach.cache_stats.hits IS 'Calls that found there all that they looked up.';
+COMMENT ON COLUMN kavach.cache_stats.misses IS 'Calls that had to read the tables.';
+COMMENT ON COLUMN kavach.cache_stats.evictions IS 'Entries that made room for others.';
+COMMENT ON COLUMN kavach.cache_stats.entries IS 'Entries that are there: agents, users, tenants, and one for each database.';
+COMMENT ON COLUMN kavach.cache_stats.bytes IS 'What they take of kavach.cache_size.';
+
 -- ---- policy.sql ----
 
 CREATE INDEX budget_baseline_subject_idx ON kavach.budget_baseline (subject);
@@ -710,6 +729,26 @@ $$;
 
 COMMENT ON FUNCTION kavach.is_known(text, text) IS
   'Whether an agent, user or tenant is one that kavach has heard of: by its agents, or else its usage.';
+
+CREATE OR REPLACE FUNCTION @extschema@.kavach_drop_policy(policy_id text)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM kavach.check_id(kavach_drop_policy.policy_id, 'policy_id');
+  PERFORM FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  -- before the policy, by which it is known whom a limit is about
+  DELETE FROM kavach.budget_limit l WHERE l.policy_id = kavach_drop_policy.policy_id;
+  DELETE FROM kavach.budget_baseline b WHERE b.policy_id = kavach_drop_policy.policy_id;
+  DELETE FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id;
+  RETURN true;
+END
+$$;
 
 CREATE OR REPLACE VIEW kavach.budget_status AS
 WITH clock AS (
@@ -1068,7 +1107,7 @@ DECLARE
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
     'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
-    'current_usage', 'read_counters', 'read_counter_stats'];
+    'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
@@ -1243,10 +1282,10 @@ COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permiss
 COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it stays.';
 COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Subjects, and rates, that made room for others.';
 
--- Who watches the server sees how the counters do, and nothing of the ledger.
+-- Who watches the server sees how counters and cache do, and nothing of the ledger.
 GRANT USAGE ON SCHEMA kavach TO pg_monitor;
-GRANT SELECT ON kavach.counters, kavach.counter_stats TO pg_monitor;
-GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats() TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats() TO pg_monitor;
 
 -- What roles had on these and on the predecessors of what is new, they have again, from the owner.
 DO $$

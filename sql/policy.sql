@@ -362,12 +362,14 @@ AS $$
 #variable_conflict use_column
 BEGIN
   PERFORM kavach.check_id(kavach_drop_policy.policy_id, 'policy_id');
-  DELETE FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id;
+  PERFORM FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id FOR UPDATE;
   IF NOT FOUND THEN
     RETURN false;
   END IF;
+  -- before the policy, by which it is known whom a limit is about
   DELETE FROM kavach.budget_limit l WHERE l.policy_id = kavach_drop_policy.policy_id;
   DELETE FROM kavach.budget_baseline b WHERE b.policy_id = kavach_drop_policy.policy_id;
+  DELETE FROM kavach.budget_policy p WHERE p.policy_id = kavach_drop_policy.policy_id;
   RETURN true;
 END
 $$;

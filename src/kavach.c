@@ -9,7 +9,7 @@
  *	decide/
  *	authorize.c		kavach_authorize and kavach_check_budget: the pipeline
  *	usage.c			kavach_record_usage and kavach_adjust: what was spent
- *	permission.c	resource patterns, actions, constraints
+ *	permission.c	resource patterns, actions, how constraints are applied
  *	budget.c		policies and usage to a decision
  *	words.c			how texts and numbers read in a reason
  *
@@ -20,7 +20,12 @@
  *	rate.c			the rate per hour of a permission
  *	counter.c		the table of counters: windows of subjects, eviction
  *	inspect.c		what operators see of them
- *	catalog.c		agents, permissions and policies, looked up and cached
+ *	catalog.c		agents, permissions and policies, looked up
+ *	constraint.c	the constraints of a permission, checked and compiled
+ *	cache.c			what was looked up, once for all sessions
+ *	flat.c			what is cached, as one stretch of bytes
+ *	change.c		when what is cached is no longer good
+ *	watch.c			the triggers that note it
  *
  *	ledger/
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
@@ -61,7 +66,8 @@
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
 #include "ledger/written.h"
-#include "memory/catalog.h"
+#include "memory/cache.h"
+#include "memory/change.h"
 #include "memory/counter.h"
 #include "server/clock.h"
 #include "server/query.h"
@@ -80,8 +86,10 @@ request_shmem(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	RequestAddinShmemSpace(add_size(counter_shmem_size(),
-									add_size(catalog_shmem_size(), announce_shmem_size())));
+									add_size(change_shmem_size(), announce_shmem_size())));
+	RequestAddinShmemSpace(cache_shmem_size());
 	counter_request_locks();
+	cache_request_locks();
 }
 
 static void
@@ -91,7 +99,8 @@ startup_shmem(void)
 		previous_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	counter_shmem_startup();
-	catalog_shmem_startup();
+	change_shmem_startup();
+	cache_shmem_startup();
 	announce_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 	if (!IsUnderPostmaster)
@@ -109,12 +118,12 @@ _PG_init(void)
 	ledger_define_settings();
 	written_define_settings();
 	transaction_define_settings();
-	catalog_define_settings();
 	guard_install();
 	query_before_each(announce_refresh);
 	if (process_shared_preload_libraries_in_progress)
 	{
 		counter_define_settings();
+		cache_define_settings();
 		previous_shmem_request = shmem_request_hook;
 		shmem_request_hook = request_shmem;
 		previous_shmem_startup = shmem_startup_hook;

@@ -7,7 +7,8 @@
  * synchronous_commit the session has; and none that kavach has a share in can
  * be prepared, as its charges live in this backend.  After it, or
  * after an abort: charges are settled (charge.c) and changed agents and
- * policies made known (catalog.c); nothing there can fail.
+ * policies made known (change.c, which begins with that before the commit);
+ * nothing there can fail.
  *-------------------------------------------------------------------------
  */
 #include "transaction.h"
@@ -20,7 +21,7 @@
 
 #include "ledger/announce.h"
 #include "ledger/written.h"
-#include "memory/catalog.h"
+#include "memory/change.h"
 #include "memory/charge.h"
 #include "server/lock.h"
 
@@ -31,7 +32,7 @@ static bool force_sync_commit = true;
 static void
 commit_durably(void)
 {
-	if ((written_any() || catalog_has_changed()) &&
+	if ((written_any() || change_noted()) &&
 		force_sync_commit && synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
 		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
@@ -40,7 +41,7 @@ commit_durably(void)
 static void
 refuse_prepare(void)
 {
-	if (written_any() || catalog_has_changed() || announce_has_attached())
+	if (written_any() || change_noted() || announce_has_attached())
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot PREPARE a transaction that has called kavach"),
@@ -55,6 +56,7 @@ at_transaction_event(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			commit_durably();
+			change_before_commit();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			refuse_prepare();
@@ -66,14 +68,14 @@ at_transaction_event(XactEvent event, void *arg)
 		case XACT_EVENT_COMMIT:
 			announce_end_transaction(true);
 			charge_end_transaction(true);
-			catalog_end_transaction(true);
+			change_end_transaction(true);
 			lock_end_transaction();
 			written_end_transaction(true);
 			break;
 		case XACT_EVENT_ABORT:
 			announce_end_transaction(false);
 			charge_end_transaction(false);
-			catalog_end_transaction(false);
+			change_end_transaction(false);
 			lock_end_transaction();
 			written_end_transaction(false);
 			break;

@@ -3,23 +3,23 @@
  *		Agents, permissions and policies, looked up and cached.
  *
  * A profile is all that a call needs to know of an agent: itself, its
- * permissions, the limits that bind it.  One query fetches it, in the latest
- * snapshot, and each backend keeps it while its generations stand.
+ * permissions, the limits that bind it.  It is put together from four parts,
+ * which are cached for all sessions (cache.c): what is known of the agent (the
+ * limits that name it included), the limits that name its user, those that
+ * name its tenant, and what binds everybody.  That a subject has no limits is
+ * a part, too.  What a reset has forgiven a subject is in the subject's part,
+ * whoever's the limit is.
  *
- * Generations are counters in shared memory: one for a slot of agents (by
- * hash of database and agent), one for all policies of a database's slot.
- * Triggers on the tables (ENABLE ALWAYS; BEFORE each row, so that a statement's
- * own changes are noted when they can be seen, and as logical replication fires
- * no others; and on TRUNCATE) note what a transaction changes, and its commit
- * advances those generations, when it is visible and before the client is
- * told.  So a change that has committed is obeyed by the next call in every
- * session, also in a transaction already open.
+ * A call copies the parts, and uses them if their generations stand (change.c).
+ * Otherwise one query reads all of them, in the latest snapshot, and what was
+ * read is cached, unless somebody is just changing it.  So a change that has
+ * committed is obeyed by the next call in every session, also in a transaction
+ * already open.
  *
- * A profile is valid while the generations that were read before its query's
- * snapshot stand.  A transaction that has changed any of these tables itself
- * reads past the cache and puts nothing in until it ends, since it may yet
- * roll back.  Nothing is cached on a standby, whose changes fire no trigger,
- * nor where kavach is not preloaded.
+ * A transaction that has changed any of these tables itself reads past the
+ * cache and puts nothing in until it ends, since it may yet roll back.  Nothing
+ * is cached on a standby, whose changes fire no trigger, nor where kavach is not
+ * preloaded.
  *
  * What names an agent goes with it (kavach_forget_agent), in the latest snapshot:
  * a transaction that is REPEATABLE READ must not leave a permission that was
@@ -29,106 +29,119 @@
  */
 #include "memory/catalog.h"
 
-#include "access/htup_details.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
-#include "common/hashfn.h"
-#include "executor/spi.h"
-#include "miscadmin.h"
 #include "port/atomics.h"
-#include "port/pg_bitutils.h"
-#include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
-#include "utils/hsearch.h"
-#include "utils/memutils.h"
-#include "utils/rel.h"
 
+#include "memory/cache.h"
+#include "memory/change.h"
+#include "memory/flat.h"
 #include "server/argument.h"
 #include "server/clock.h"
 #include "server/lock.h"
 #include "server/query.h"
 
-#define AGENT_SLOTS			16384
-#define POLICY_SLOTS		64
-
-typedef struct Generations
-{
-	pg_atomic_uint64 agents[AGENT_SLOTS];
-	pg_atomic_uint64 policies[POLICY_SLOTS];
-} Generations;
-
-typedef struct CachedProfile
-{
-	char		agent_id[MAX_ID_BYTES + 1]; /* hash key */
-	uint64		agent_generation;
-	uint64		policy_generation;
-	Profile    *profile;		/* in a memory context of its own */
-	MemoryContext context;
-} CachedProfile;
-
-static int	max_cached_agents = 131072;
-
-static Generations *generations = NULL;
-
-static HTAB *profiles = NULL;
-static Oid	profiles_ledger = InvalidOid;	/* which the profiles belong to */
-
-/* What this transaction has changed. */
-static bool changed_any = false;
-static bool changed_policies = false;
-static uint64 changed_agents[AGENT_SLOTS / 64];
-
-ENTRY_POINT(kavach_note_change, 0, 0);
 ENTRY_POINT(kavach_forget_agent, 1, 0);
 ENTRY_POINT(kavach_permissions_of, 1, 0);
 ENTRY_POINT(kavach_find_permission, 4, 0);
 ENTRY_POINT(kavach_keep_permissions, 2, 0);
 
+/* A limit, and what was forgiven, as they are cached. */
+typedef struct PartLimit
+{
+	char	   *policy_id;
+	int64		amount;
+	uint8		scope;
+	uint8		each;
+	uint8		action;
+	uint8		measure;
+	uint8		period;
+} PartLimit;
+
+typedef struct PartBaseline
+{
+	char	   *policy_id;
+	TimestampTz start;
+	int64		usage;
+	uint8		measure;
+	uint8		period;
+} PartBaseline;
+
+/* What is known of a user, a tenant or everybody; of an agent it is the beginning. */
+typedef struct Part
+{
+	char	   *id;				/* first; NULL: everybody */
+	PartLimit  *limits;			/* that name it, or nobody */
+	PartBaseline *baselines;
+	int			nlimits;
+	int			nbaselines;
+} Part;
+
+typedef struct AgentPart
+{
+	Part		part;
+	Agent		agent;
+	Permission *permissions;
+	int			npermissions;
+} AgentPart;
+
 /*
- * The parts of a profile, a row each: 1 the agent, 2 a permission, 3 a limit.
- * Policies are found by scope and subject, an index each.
+ * What parts are read from, a row each: 1 the agent, 2 a permission, 3 a limit,
+ * 4 what was forgiven.  Policies are found by scope and subject, an index each
+ * (OFFSET 0 keeps them from being joined in another way).
  */
-#define LIMITS_OF(subjects) \
-	"SELECT 3 AS part, p.policy_id, p.scope, p.action, l.measure, l.period, p.each AS flag," \
-	"       l.amount AS number, b.usage, b.period_start AS ts, NULL::text[], NULL::jsonb" \
-	"  FROM " subjects \
-	" CROSS JOIN LATERAL (" \
-	"    SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject = s.subject" \
-	"     UNION ALL" \
-	"    SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL" \
-	"       AND (s.subject IS NOT NULL OR s.scope = 'all')) p" \
-	"  JOIN kavach.budget_limit l ON l.policy_id = p.policy_id" \
-	"  LEFT JOIN LATERAL (" \
-	"    SELECT n.usage, n.period_start FROM kavach.budget_baseline n" \
-	"     WHERE (n.policy_id, n.measure, n.period) = (l.policy_id, l.measure, l.period)" \
-	"       AND n.subject = s.subject" \
-	"     UNION ALL" \
-	"    SELECT n.usage, n.period_start FROM kavach.budget_baseline n" \
-	"     WHERE (n.policy_id, n.measure, n.period) = (l.policy_id, l.measure, l.period)" \
-	"       AND n.subject IS NULL AND s.subject IS NULL) b ON true" \
+#define LIMIT_COLUMNS \
+	"SELECT 3 AS part, p.policy_id, p.scope, p.action, l.measure, l.period, p.subject IS NULL AS flag," \
+	"       l.amount AS number, NULL::bigint, p.each, NULL::timestamptz, NULL::text[], NULL::jsonb"
+#define LIMITS \
+	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_limit n WHERE n.policy_id = p.policy_id OFFSET 0) l" \
 	" WHERE p.enabled"
+#define BASELINE_COLUMNS \
+	"SELECT 4, b.policy_id, p.scope, NULL, b.measure, b.period, b.subject IS NULL," \
+	"       NULL, b.usage, NULL, b.period_start, NULL, NULL"
+#define POLICY_OF_BASELINE \
+	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.policy_id = b.policy_id OFFSET 0) p"
+
+#define LIMITS_OF(subjects) \
+	LIMIT_COLUMNS \
+	"  FROM " subjects \
+	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject = s.subject OFFSET 0) p" \
+	LIMITS \
+	" UNION ALL " \
+	LIMIT_COLUMNS \
+	"  FROM (VALUES ('agent'), ('user'), ('tenant'), ('all')) AS s (scope)" \
+	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL OFFSET 0) p" \
+	LIMITS \
+	" UNION ALL " \
+	BASELINE_COLUMNS \
+	"  FROM " subjects \
+	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_baseline n WHERE n.subject = s.subject OFFSET 0) b" \
+	POLICY_OF_BASELINE \
+	" WHERE p.scope = s.scope" \
+	" UNION ALL " \
+	BASELINE_COLUMNS \
+	"  FROM (SELECT * FROM kavach.budget_baseline n WHERE n.subject IS NULL OFFSET 0) b" \
+	POLICY_OF_BASELINE
 
 static Statement find_profile = {
 	.sql = "WITH a AS MATERIALIZED (SELECT * FROM kavach.agent WHERE agent_id = $1)"
 	"SELECT 1 AS part, user_id, tenant_id, status_reason, NULL, NULL, status = 'revoked' AS flag,"
-	"       NULL::bigint AS number, NULL::bigint, expires_at AS ts, NULL::text[], NULL::jsonb"
+	"       NULL::bigint AS number, NULL::bigint, NULL::boolean, expires_at, NULL::text[], NULL::jsonb"
 	"  FROM a"
 	" UNION ALL "
-	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL,"
-	"       permission_id, NULL, NULL, actions, constraints"
+	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL, permission_id, NULL, NULL, NULL, actions, constraints"
 	"  FROM kavach.permission WHERE agent_id = $1"
 	" UNION ALL "
-	LIMITS_OF("a CROSS JOIN LATERAL (VALUES ('agent', a.agent_id), ('user', a.user_id), ('tenant', a.tenant_id), ('all', NULL)) AS s (scope, subject)")
+	LIMITS_OF("a CROSS JOIN LATERAL (VALUES ('agent', a.agent_id), ('user', a.user_id), ('tenant', a.tenant_id)) AS s (scope, subject)")
 	" ORDER BY part, number",
 	.nargs = 1,
 	.argtypes = {TEXTOID},
 };
 
 static Statement find_limits = {
-	.sql = LIMITS_OF("(VALUES ('agent', $1), ('user', $2), ('tenant', $3), ('all', NULL)) AS s (scope, subject)"),
+	.sql = LIMITS_OF("(VALUES ('agent', $1), ('user', $2), ('tenant', $3)) AS s (scope, subject)"),
 	.nargs = 3,
 	.argtypes = {TEXTOID, TEXTOID, TEXTOID},
 };
@@ -140,208 +153,13 @@ static Statement revoke_agent = {
 	.argtypes = {TEXTOID, TEXTOID, TIMESTAMPTZOID},
 };
 
-void
-catalog_define_settings(void)
+/* Whose parts make up a profile: one at most of each scope. */
+typedef struct Ids
 {
-	DefineCustomIntVariable("kavach.max_cached_agents",
-							"Sets how many agents a session keeps what it has looked up of.",
-							"About 2 kB each, with permissions and limits. When it is reached, the session begins anew.",
-							&max_cached_agents,
-							131072, 16, INT_MAX / 2,
-							PGC_SUSET,
-							0,
-							NULL, NULL, NULL);
-}
+	const char *of[NUM_SCOPES];
+} Ids;
 
-/* ---- generations ---- */
-
-Size
-catalog_shmem_size(void)
-{
-	return MAXALIGN(sizeof(Generations));
-}
-
-/* Called with AddinShmemInitLock held. */
-void
-catalog_shmem_startup(void)
-{
-	bool		found;
-
-	generations = ShmemInitStruct("kavach generations", sizeof(Generations), &found);
-	if (found)
-		return;
-	for (int i = 0; i < AGENT_SLOTS; i++)
-		pg_atomic_init_u64(&generations->agents[i], 0);
-	for (int i = 0; i < POLICY_SLOTS; i++)
-		pg_atomic_init_u64(&generations->policies[i], 0);
-}
-
-static int
-agent_slot(const char *agent_id)
-{
-	return hash_combine(hash_bytes((const unsigned char *) agent_id, strlen(agent_id)),
-						murmurhash32(MyDatabaseId)) % AGENT_SLOTS;
-}
-
-static int
-policy_slot(void)
-{
-	return MyDatabaseId % POLICY_SLOTS;
-}
-
-static void
-note_agent(HeapTuple tuple, TupleDesc desc)
-{
-	int			column = SPI_fnumber(desc, "agent_id");
-	bool		isnull;
-	Datum		agent_id;
-	int			slot;
-
-	if (column <= 0 || SPI_gettypeid(desc, column) != TEXTOID)
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("kavach.note_change() must be called for a table with a column agent_id of type text")));
-	if (tuple == NULL)
-		return;
-	agent_id = SPI_getbinval(tuple, desc, column, &isnull);
-	if (isnull)
-		return;
-	slot = agent_slot(TextDatumGetCString(agent_id));
-	changed_agents[slot / 64] |= UINT64CONST(1) << (slot % 64);
-}
-
-/*
- * Trigger: notes a change of an agent or its permissions (argument 'agent') or
- * of a policy, its limits or baselines (argument 'policy').
- */
-static Datum
-kavach_note_change_checked(PG_FUNCTION_ARGS)
-{
-	TriggerData *trigger = (TriggerData *) fcinfo->context;
-
-	if (!CALLED_AS_TRIGGER(fcinfo) || trigger->tg_trigger->tgnargs != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("kavach.note_change() must be called as a trigger with one argument")));
-	changed_any = true;
-	if (strcmp(trigger->tg_trigger->tgargs[0], "policy") == 0)
-		changed_policies = true;
-	else if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
-		memset(changed_agents, 0xff, sizeof(changed_agents));
-	else
-	{
-		note_agent(trigger->tg_trigtuple, RelationGetDescr(trigger->tg_relation));
-		if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
-			note_agent(trigger->tg_newtuple, RelationGetDescr(trigger->tg_relation));
-	}
-	return PointerGetDatum(TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
-						   trigger->tg_newtuple : trigger->tg_trigtuple);
-}
-
-/* Whether this transaction has changed what calls look up. */
-bool
-catalog_has_changed(void)
-{
-	return changed_any;
-}
-
-/* At the end of the transaction: nothing here may fail. */
-void
-catalog_end_transaction(bool commit)
-{
-	if (!changed_any)
-		return;
-	if (commit && generations != NULL)
-	{
-		for (int word = 0; word < AGENT_SLOTS / 64; word++)
-			for (uint64 bits = changed_agents[word]; bits != 0; bits &= bits - 1)
-				pg_atomic_fetch_add_u64(&generations->agents[word * 64 + pg_rightmost_one_pos64(bits)], 1);
-		if (changed_policies)
-			pg_atomic_fetch_add_u64(&generations->policies[policy_slot()], 1);
-	}
-	changed_any = false;
-	changed_policies = false;
-	memset(changed_agents, 0, sizeof(changed_agents));
-}
-
-/* ---- reading a profile ---- */
-
-static void
-read_agent(Profile *profile, const char *agent_id, uint64 row)
-{
-	Agent	   *agent = &profile->agent;
-	bool		isnull;
-
-	agent->agent_id = pstrdup(agent_id);
-	agent->user_id = query_text(row, 2);
-	agent->tenant_id = query_text(row, 3);
-	agent->status_reason = query_text(row, 4);
-	agent->revoked = DatumGetBool(query_datum(row, 7, &isnull));
-	agent->expires_at = DatumGetTimestampTz(query_datum(row, 10, &isnull));
-	agent->expires = !isnull;
-}
-
-static void
-read_permission(Permission *permission, uint64 row)
-{
-	bool		isnull;
-
-	permission->permission_id = query_int64(row, 8).value;
-	permission->resource = query_text(row, 2);
-	permission->actions = DatumGetArrayTypeP(query_datum(row, 11, &isnull));
-	permission->constraints = DatumGetJsonbP(query_datum(row, 12, &isnull));
-}
-
-static void
-read_limit(BudgetLimit *limit, uint64 row)
-{
-	bool		isnull;
-
-	limit->policy_id = query_text(row, 2);
-	limit->scope = scope_named(query_text(row, 3));
-	limit->action = action_named(query_text(row, 4));
-	limit->measure = measure_named(query_text(row, 5));
-	limit->period = period_named(query_text(row, 6));
-	limit->each = DatumGetBool(query_datum(row, 7, &isnull));
-	limit->amount = query_int64(row, 8).value;
-	limit->baseline = query_int64(row, 9).value;
-	limit->baseline_start = DatumGetTimestampTz(query_datum(row, 10, &isnull));
-	limit->has_baseline = !isnull;
-}
-
-/* Whether an "each" limit yields to one that names the subject. */
-static bool
-yields(const BudgetLimit *limit, const BudgetLimit *limits, int count)
-{
-	if (!limit->each)
-		return false;
-	for (int i = 0; i < count; i++)
-		if (!limits[i].each &&
-			limits[i].scope == limit->scope &&
-			limits[i].measure == limit->measure &&
-			limits[i].period == limit->period &&
-			(limits[i].action == ACTION_WARN) == (limit->action == ACTION_WARN))
-			return true;
-	return false;
-}
-
-/* The limits of the rows from "first" on, without those that yield. */
-static BudgetLimit *
-read_limits(uint64 first, uint64 nrows, int *count)
-{
-	int			nfound = (int) (nrows - first);
-	BudgetLimit *found = palloc0(sizeof(BudgetLimit) * Max(nfound, 1));
-	BudgetLimit *kept = palloc(sizeof(BudgetLimit) * Max(nfound, 1));
-
-	for (int i = 0; i < nfound; i++)
-		read_limit(&found[i], first + i);
-	*count = 0;
-	for (int i = 0; i < nfound; i++)
-		if (!yields(&found[i], found, nfound))
-			kept[(*count)++] = found[i];
-	pfree(found);
-	return kept;
-}
+/* ---- reading parts from the tables ---- */
 
 static int
 part_of(uint64 row)
@@ -351,123 +169,392 @@ part_of(uint64 row)
 	return DatumGetInt32(query_datum(row, 1, &isnull));
 }
 
-/* Reads the profile of an agent in the current memory context, or NULL. */
-static Profile *
-read_profile(const char *agent_id)
+/* In whose part a limit, or what was forgiven, is: its subject's, or everybody's. */
+static ScopeKind
+scope_of(uint64 row)
+{
+	bool		isnull;
+
+	return DatumGetBool(query_datum(row, 7, &isnull)) ? SCOPE_ALL : scope_named(query_text(row, 3));
+}
+
+static void
+read_limit(Flat *flat, uint32 at, uint64 row)
+{
+	PartLimit  *limit = FLAT_AT(flat, PartLimit, at);
+	bool		isnull;
+
+	limit->scope = scope_named(query_text(row, 3));
+	limit->action = action_named(query_text(row, 4));
+	limit->measure = measure_named(query_text(row, 5));
+	limit->period = period_named(query_text(row, 6));
+	limit->amount = query_int64(row, 8).value;
+	limit->each = DatumGetBool(query_datum(row, 10, &isnull));
+	flat_string(flat, FLAT_MEMBER(PartLimit, policy_id, at), query_text(row, 2));
+}
+
+static void
+read_baseline(Flat *flat, uint32 at, uint64 row)
+{
+	PartBaseline *baseline = FLAT_AT(flat, PartBaseline, at);
+	bool		isnull;
+
+	baseline->measure = measure_named(query_text(row, 5));
+	baseline->period = period_named(query_text(row, 6));
+	baseline->usage = query_int64(row, 9).value;
+	baseline->start = DatumGetTimestampTz(query_datum(row, 11, &isnull));
+	flat_string(flat, FLAT_MEMBER(PartBaseline, policy_id, at), query_text(row, 2));
+}
+
+/* An array of what rows of a kind hold for a scope; returns how many there are. */
+static int
+read_array(Flat *flat, uint32 pointer, Size size, int kind, ScopeKind scope, uint64 nrows,
+		   void (*read) (Flat *flat, uint32 at, uint64 row))
+{
+	int			count = 0;
+	uint32		array;
+
+	for (uint64 row = 0; row < nrows; row++)
+		if (part_of(row) == kind && scope_of(row) == scope)
+			count++;
+	if (count == 0)
+		return 0;
+	array = flat_array(flat, pointer, size * count);
+	count = 0;
+	for (uint64 row = 0; row < nrows; row++)
+		if (part_of(row) == kind && scope_of(row) == scope)
+			read(flat, array + size * count++, row);
+	return count;
+}
+
+/* What is known of a subject, in a part that is there already. */
+static void
+read_part(Flat *flat, ScopeKind scope, const char *id, uint64 nrows)
+{
+	int			nlimits;
+	int			nbaselines;
+
+	flat_string(flat, FLAT_MEMBER(Part, id, 0), id);
+	nlimits = read_array(flat, FLAT_MEMBER(Part, limits, 0), sizeof(PartLimit), 3, scope, nrows, read_limit);
+	nbaselines = read_array(flat, FLAT_MEMBER(Part, baselines, 0), sizeof(PartBaseline), 4, scope, nrows, read_baseline);
+	FLAT_AT(flat, Part, 0)->nlimits = nlimits;
+	FLAT_AT(flat, Part, 0)->nbaselines = nbaselines;
+}
+
+static void
+read_actions(Flat *flat, uint32 at, uint64 row)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	uint32		array;
+	bool		isnull;
+
+	deconstruct_array(DatumGetArrayTypeP(query_datum(row, 12, &isnull)), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	for (int i = 0; i < count; i++)
+		if (nulls[i])
+			return;
+	array = flat_array(flat, FLAT_MEMBER(Permission, actions, at), sizeof(char *) * count);
+	FLAT_AT(flat, Permission, at)->nactions = count;
+	for (int i = 0; i < count; i++)
+		flat_string(flat, array + i * sizeof(char *), TextDatumGetCString(elements[i]));
+}
+
+static void
+read_permission(Flat *flat, uint32 at, uint64 row)
+{
+	bool		isnull;
+
+	FLAT_AT(flat, Permission, at)->permission_id = query_int64(row, 8).value;
+	flat_string(flat, FLAT_MEMBER(Permission, resource, at), query_text(row, 2));
+	read_actions(flat, at, row);
+	constraint_compile(flat, FLAT_MEMBER(Permission, constraints, at), DatumGetJsonbP(query_datum(row, 13, &isnull)));
+}
+
+static void
+read_agent(Flat *flat, const Ids *ids, uint64 nrows)
+{
+	Agent	   *agent = &FLAT_AT(flat, AgentPart, 0)->agent;
+	uint64		npermissions = 0;
+	uint32		array;
+	bool		isnull;
+
+	agent->revoked = DatumGetBool(query_datum(0, 7, &isnull));
+	agent->expires_at = DatumGetTimestampTz(query_datum(0, 11, &isnull));
+	agent->expires = !isnull;
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.agent_id, 0), ids->of[SCOPE_AGENT]);
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.user_id, 0), ids->of[SCOPE_USER]);
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.tenant_id, 0), ids->of[SCOPE_TENANT]);
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.status_reason, 0), query_text(0, 4));
+
+	while (npermissions + 1 < nrows && part_of(npermissions + 1) == 2)
+		npermissions++;
+	array = flat_array(flat, FLAT_MEMBER(AgentPart, permissions, 0), sizeof(Permission) * npermissions);
+	FLAT_AT(flat, AgentPart, 0)->npermissions = (int) npermissions;
+	for (uint64 i = 0; i < npermissions; i++)
+		read_permission(flat, array + sizeof(Permission) * i, i + 1);
+}
+
+/* ---- the parts of a call, from the cache or the tables ---- */
+
+/* By ScopeKind. */
+typedef struct Lookup
+{
+	bool		known[NUM_SCOPES];	/* of whom that part is: there is a key */
+	CacheKey	keys[NUM_SCOPES];
+	uint64		stamps[NUM_SCOPES];
+	Part	   *parts[NUM_SCOPES];	/* NULL for none */
+} Lookup;
+
+/* Whether this transaction may use the cache, and fill it. */
+static bool
+may_cache(void)
+{
+	return cache_is_there() && !change_noted() && !RecoveryInProgress();
+}
+
+/* Copies the part of a subject out of the cache, if it is there. */
+static void
+copy_part(Lookup *lookup, CacheRoom *room, ScopeKind scope, const char *id)
+{
+	CacheKey   *key = &lookup->keys[scope];
+
+	key->hash = subject_hash(scope, id);
+	key->ledger = ledger_oid();
+	key->scope = scope;
+	key->id = id;
+	lookup->known[scope] = true;
+	lookup->parts[scope] = cache_read(key, room, &lookup->stamps[scope]);
+}
+
+/* Whether all that was asked for is there, and as it is now: all of it at one moment, see change.c. */
+static bool
+is_good(const Lookup *lookup)
+{
+	bool		good = true;
+
+	for (int scope = 0; scope < NUM_SCOPES && good; scope++)
+		good = !lookup->known[scope] ||
+			(lookup->parts[scope] != NULL &&
+			 lookup->stamps[scope] == change_generation(lookup->keys[scope].hash));
+	cache_count(lookup->keys[SCOPE_AGENT].hash, good);
+	return good;
+}
+
+static bool
+copy_profile(Lookup *lookup, const char *agent_id)
+{
+	CacheRoom	room = cache_room();
+	AgentPart  *part;
+
+	copy_part(lookup, &room, SCOPE_AGENT, agent_id);
+	copy_part(lookup, &room, SCOPE_ALL, NULL);
+	part = (AgentPart *) lookup->parts[SCOPE_AGENT];
+	if (part != NULL)
+	{
+		copy_part(lookup, &room, SCOPE_USER, part->agent.user_id);
+		if (part->agent.tenant_id != NULL)
+			copy_part(lookup, &room, SCOPE_TENANT, part->agent.tenant_id);
+	}
+	return is_good(lookup);
+}
+
+static bool
+copy_limits(Lookup *lookup, const Ids *ids)
+{
+	CacheRoom	room = cache_room();
+
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		if (scope == SCOPE_ALL || ids->of[scope] != NULL)
+			copy_part(lookup, &room, scope, ids->of[scope]);
+	return is_good(lookup);
+}
+
+/* Before the snapshot of what is read: the generations that it is to be cached with. */
+static void
+read_generations(Lookup *lookup)
+{
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		if (lookup->known[scope])
+			lookup->stamps[scope] = change_generation(lookup->keys[scope].hash);
+	pg_read_barrier();
+}
+
+/*
+ * Takes a part that was read, and caches it where it is known what it is to be
+ * cached with: a user that was not known before is when it is looked up next.
+ */
+static void
+take_part(Lookup *lookup, ScopeKind scope, const char *id, Flat *flat)
+{
+	if (lookup->known[scope] && same_text(lookup->keys[scope].id, id) &&
+		!change_under_way(lookup->stamps[scope]))
+		cache_write(&lookup->keys[scope], lookup->stamps[scope], flat);
+	lookup->parts[scope] = flat_resolve(flat->bytes.data, (uint32 *) flat->pointers.data, flat_npointers(flat));
+}
+
+/* Takes the parts of a subject, but for what is there already, from the rows of a query. */
+static void
+take_parts(Lookup *lookup, const Ids *ids, ScopeKind first, uint64 nrows)
+{
+	for (int scope = first; scope < NUM_SCOPES; scope++)
+	{
+		Flat		flat;
+
+		lookup->parts[scope] = NULL;
+		if (scope != SCOPE_ALL && ids->of[scope] == NULL)
+			continue;
+		flat_init(&flat);
+		flat_reserve(&flat, sizeof(Part));
+		read_part(&flat, scope, ids->of[scope], nrows);
+		take_part(lookup, scope, ids->of[scope], &flat);
+	}
+}
+
+/* Reads the parts of a profile; false where there is no such agent. */
+static bool
+read_profile(Lookup *lookup, const char *agent_id)
 {
 	OwnerRights owner;
 	Datum		values[] = {CStringGetTextDatum(agent_id)};
-	Profile    *profile = NULL;
 	uint64		nrows;
+	bool		found;
 
+	read_generations(lookup);
 	query_begin(&owner);
+	query_avoid_scans();
 	nrows = query_select(&find_profile, values, NULL);
-	if (nrows > 0 && part_of(0) == 1)
+	found = nrows > 0 && part_of(0) == 1;
+	if (found)
 	{
-		uint64		row = 1;
+		Ids			ids = {{agent_id, query_text(0, 2), query_text(0, 3), NULL}};
+		Flat		flat;
 
-		profile = palloc0(sizeof(Profile));
-		read_agent(profile, agent_id, 0);
-		profile->permissions = palloc(sizeof(Permission) * nrows);
-		for (; row < nrows && part_of(row) == 2; row++)
-			read_permission(&profile->permissions[profile->npermissions++], row);
-		profile->limits = read_limits(row, nrows, &profile->nlimits);
+		flat_init(&flat);
+		flat_reserve(&flat, sizeof(AgentPart));
+		read_part(&flat, SCOPE_AGENT, agent_id, nrows);
+		read_agent(&flat, &ids, nrows);
+		take_part(lookup, SCOPE_AGENT, agent_id, &flat);
+		take_parts(lookup, &ids, SCOPE_USER, nrows);
 	}
 	query_end(&owner);
-	return profile;
+	return found;
 }
 
-/* ---- the cache ---- */
-
+/* Reads the limits of a subject. */
 static void
-make_profiles(Oid ledger)
+read_limits(Lookup *lookup, const Ids *ids)
 {
-	HASHCTL		info = {
-		.keysize = MAX_ID_BYTES + 1,
-		.entrysize = sizeof(CachedProfile),
+	OwnerRights owner;
+	Datum		values[3];
+	char		nulls[3];
+	bool		isnull;
+
+	for (int i = 0; i < 3; i++)
+	{
+		values[i] = text_or_null(ids->of[i], &isnull);
+		nulls[i] = isnull ? 'n' : ' ';
+	}
+	lookup->known[SCOPE_AGENT] = false; /* its part is more than that */
+	read_generations(lookup);
+	query_begin(&owner);
+	query_avoid_scans();
+	take_parts(lookup, ids, SCOPE_AGENT, query_select(&find_limits, values, nulls));
+	query_end(&owner);
+}
+
+/* ---- what binds a call ---- */
+
+/* What an "each" limit yields to: one of the same measure and window that names the subject, warnings apart. */
+static uint32
+rank_of(const PartLimit *limit)
+{
+	return (uint32) 1 << ((limit->measure * NUM_PERIODS + limit->period) * 2 + (limit->action == ACTION_WARN));
+}
+
+StaticAssertDecl(NUM_MEASURES * NUM_PERIODS * 2 <= 32, "a bit for each kind of limit");
+
+/* Adds a limit, with what was forgiven its subject. */
+static void
+add_limit(BudgetLimit *to, const PartLimit *limit, const Part *subject)
+{
+	*to = (BudgetLimit)
+	{
+		.policy_id = limit->policy_id,
+			.scope = limit->scope,
+			.each = limit->each,
+			.action = limit->action,
+			.measure = limit->measure,
+			.period = limit->period,
+			.amount = limit->amount,
 	};
+	for (int i = 0; i < subject->nbaselines; i++)
+	{
+		const PartBaseline *baseline = &subject->baselines[i];
 
-	profiles = hash_create("kavach profiles", 256, &info, HASH_ELEM | HASH_STRINGS);
-	profiles_ledger = ledger;
+		if (baseline->measure == limit->measure && baseline->period == limit->period &&
+			strcmp(baseline->policy_id, limit->policy_id) == 0)
+		{
+			to->has_baseline = true;
+			to->baseline_start = baseline->start;
+			to->baseline = baseline->usage;
+		}
+	}
 }
 
-/* A call that is under way may still use the profile: it goes with the transaction. */
-static void
-discard_profile(CachedProfile *cached)
+/* The limits of all parts together, without those that yield. */
+static BudgetLimit *
+join_limits(Part *const *parts, int *count)
 {
-	MemoryContextSetParent(cached->context, TopTransactionContext);
-	hash_search(profiles, cached->agent_id, HASH_REMOVE, NULL);
-}
+	const Part *all = parts[SCOPE_ALL];
+	uint32		named[NUM_SCOPES] = {0};
+	int			most = 0;
+	BudgetLimit *limits;
 
-static void
-discard_all_profiles(void)
-{
-	HASH_SEQ_STATUS scan;
-	CachedProfile *cached;
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		most += parts[scope] ? parts[scope]->nlimits : 0;
+	limits = palloc(sizeof(BudgetLimit) * Max(most, 1));
+	*count = 0;
+	for (int scope = 0; scope < SCOPE_ALL; scope++)
+		for (int i = 0; parts[scope] != NULL && i < parts[scope]->nlimits; i++)
+		{
+			const PartLimit *limit = &parts[scope]->limits[i];
 
-	hash_seq_init(&scan, profiles);
-	while ((cached = hash_seq_search(&scan)) != NULL)
-		discard_profile(cached);
-}
+			named[scope] |= rank_of(limit);
+			add_limit(&limits[(*count)++], limit, parts[scope]);
+		}
+	for (int i = 0; i < all->nlimits; i++)
+	{
+		const PartLimit *limit = &all->limits[i];
 
-static Profile *
-cache_profile(const char *agent_id)
-{
-	uint64		agent_generation = pg_atomic_read_u64(&generations->agents[agent_slot(agent_id)]);
-	uint64		policy_generation = pg_atomic_read_u64(&generations->policies[policy_slot()]);
-	MemoryContext context;
-	MemoryContext old;
-	CachedProfile *cached;
-	Profile    *profile;
-
-	pg_read_barrier();			/* the generations, then the snapshot */
-	context = AllocSetContextCreate(CurrentMemoryContext, "kavach profile", ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(context);
-	profile = read_profile(agent_id);
-	MemoryContextSwitchTo(old);
-	if (profile == NULL)
-		return NULL;
-
-	if (hash_get_num_entries(profiles) >= max_cached_agents)
-		discard_all_profiles();
-	cached = hash_search(profiles, agent_id, HASH_ENTER, NULL);
-	MemoryContextSetParent(context, TopMemoryContext);
-	cached->agent_generation = agent_generation;
-	cached->policy_generation = policy_generation;
-	cached->profile = profile;
-	cached->context = context;
-	return profile;
+		if (parts[limit->scope] != NULL && (named[limit->scope] & rank_of(limit)) == 0)
+			add_limit(&limits[(*count)++], limit, parts[limit->scope]);
+	}
+	return limits;
 }
 
 /*
  * All that a call needs to know of an agent; NULL when there is none of that
- * id.  It stays as it is to the end of the call at least.
+ * id.
  */
 const Profile *
 catalog_profile(const char *agent_id)
 {
-	Oid			ledger = ledger_oid();
-	CachedProfile *cached;
+	Lookup		lookup = {0};
+	Profile    *profile;
+	AgentPart  *part;
 
-	if (generations == NULL || changed_any || RecoveryInProgress())
-		return read_profile(agent_id);
-	if (profiles == NULL)
-		make_profiles(ledger);
-	else if (profiles_ledger != ledger)
-	{
-		discard_all_profiles();
-		profiles_ledger = ledger;
-	}
-
-	cached = hash_search(profiles, agent_id, HASH_FIND, NULL);
-	if (cached != NULL)
-	{
-		if (cached->agent_generation == pg_atomic_read_u64(&generations->agents[agent_slot(agent_id)]) &&
-			cached->policy_generation == pg_atomic_read_u64(&generations->policies[policy_slot()]))
-			return cached->profile;
-		discard_profile(cached);
-	}
-	return cache_profile(agent_id);
+	if (!(may_cache() && copy_profile(&lookup, agent_id)) &&
+		!read_profile(&lookup, agent_id))
+		return NULL;
+	part = (AgentPart *) lookup.parts[SCOPE_AGENT];
+	profile = palloc(sizeof(Profile));
+	profile->agent = part->agent;
+	profile->permissions = part->permissions;
+	profile->npermissions = part->npermissions;
+	profile->limits = join_limits(lookup.parts, &profile->nlimits);
+	return profile;
 }
 
 /*
@@ -477,24 +564,15 @@ catalog_profile(const char *agent_id)
 BudgetLimit *
 catalog_limits(const SubjectList *subjects, int *count)
 {
-	OwnerRights owner;
-	Datum		values[3];
-	char		nulls[3] = {'n', 'n', 'n'};
-	BudgetLimit *limits;
+	Lookup		lookup = {0};
+
+	Ids			ids = {{NULL}};
 
 	for (int i = 0; i < subjects->count; i++)
-	{
-		const Subject *subject = &subjects->subjects[i];
-
-		if (subject->scope == SCOPE_ALL)
-			continue;
-		values[subject->scope] = CStringGetTextDatum(subject->id);
-		nulls[subject->scope] = ' ';
-	}
-	query_begin(&owner);
-	limits = read_limits(0, query_select(&find_limits, values, nulls), count);
-	query_end(&owner);
-	return limits;
+		ids.of[subjects->subjects[i].scope] = subjects->subjects[i].id;
+	if (!(may_cache() && copy_limits(&lookup, &ids)))
+		read_limits(&lookup, &ids);
+	return join_limits(lookup.parts, count);
 }
 
 /*

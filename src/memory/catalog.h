@@ -8,6 +8,8 @@
 
 #include "kavach.h"
 
+#include "memory/constraint.h"
+
 typedef struct Agent
 {
 	char	   *agent_id;
@@ -23,8 +25,9 @@ typedef struct Permission
 {
 	int64		permission_id;
 	char	   *resource;
-	ArrayType  *actions;
-	Jsonb	   *constraints;
+	char	  **actions;		/* NULL where one of them is */
+	int			nactions;
+	Constraints *constraints;	/* NULL for none */
 } Permission;
 
 /* A limit that binds a subject; how it stands is filled in by budget.c. */
@@ -59,12 +62,7 @@ typedef struct Profile
 	int			nlimits;
 } Profile;
 
-extern Size catalog_shmem_size(void);
-extern void catalog_shmem_startup(void);
 extern const Profile *catalog_profile(const char *agent_id);
-extern void catalog_define_settings(void);
-extern bool catalog_has_changed(void);
-extern void catalog_end_transaction(bool commit);
 extern BudgetLimit *catalog_limits(const SubjectList *subjects, int *count);
 extern void catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts);
 

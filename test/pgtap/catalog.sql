@@ -24,7 +24,7 @@ SELECT results_eq(
   'the verbs');
 SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM member_relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
-  $$VALUES ('agent'), ('agents'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
+  $$VALUES ('agent'), ('agents'), ('audit_log'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('cache_stats'), ('counter_stats'), ('counters'), ('ledger'), ('permission'),
            ('permissions'), ('policies'), ('unsettled'), ('usage'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user')$$,
   'the nouns');
 

@@ -1,6 +1,6 @@
 -- constraints.sql: argument globs, time windows and networks, each at its edges.
 BEGIN;
-SELECT plan(82);
+SELECT plan(103);
 SET LOCAL timezone = 'Asia/Tokyo';
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
 
@@ -122,6 +122,43 @@ SELECT is(pg_temp.ask('{"ip_allowlist": ["10.0.0.0/8"], "allowed_arg_patterns": 
                       '{"x": "ok"}', '11.0.0.1'), 'outside_time_window', 'time is looked at before the network');
 SELECT is(pg_temp.ask('{"ip_allowlist": ["10.0.0.0/8"], "allowed_arg_patterns": ["ok"], "time_window": {"start": "14:00", "end": "15:00"}}',
                       '{"x": "no"}', '11.0.0.1'), 'argument_not_allowed', 'and arguments before both');
+
+-- What somebody has written by hand and cannot be read is an error for a call that it would be applied to, and for no other.
+CREATE FUNCTION pg_temp.by_hand(constraints jsonb, resource text, actions text[] DEFAULT '{run}') RETURNS text LANGUAGE plpgsql AS $$
+DECLARE agent text := kavach_create_agent(user_id => 'ann');
+BEGIN
+  INSERT INTO kavach.permission (agent_id, resource, actions, constraints)
+  VALUES (agent, 'tool', by_hand.actions, by_hand.constraints), (agent, 'other', '{run}', '{}');
+  RETURN (SELECT code FROM kavach_authorize(agent, 'run', by_hand.resource, arguments => '{"x": "a"}', ip => '10.0.0.1'));
+EXCEPTION WHEN OTHERS THEN
+  RETURN SQLSTATE || ' ' || SQLERRM;
+END $$;
+SELECT is(pg_temp.by_hand(constraints::jsonb, 'tool'), error, 'by hand: ' || constraints)
+  FROM (VALUES
+    ('{"time_window": {"start": "25:00", "end": "06:00"}}',      '22008 date/time field value out of range: "25:00"'),
+    ('{"time_window": {"start": "22:00", "end": "06:60"}}',      '22008 date/time field value out of range: "06:60"'),
+    ('{"time_window": {"start": "24:00:01", "end": "06:00"}}',   '22008 date/time field value out of range: "24:00:01"'),
+    ('{"time_window": {"start": "6:00", "end": "07:00"}}',       '22023 invalid value of constraint "time_window"'),
+    ('{"time_window": {"start": "06:00", "end": "06:00"}}',      '22023 invalid value of constraint "time_window"'),
+    ('{"time_window": ["06:00", "07:00"]}',                      '22023 invalid value of constraint "time_window"'),
+    ('{"ip_allowlist": []}',                                     '22023 invalid value of constraint "ip_allowlist"'),
+    ('{"ip_allowlist": ["11.0.0.0/8", 5]}',                      '22023 invalid value of constraint "ip_allowlist"'),
+    ('{"ip_allowlist": ["11.0.0.0/8", "10"]}',                   '22P02 invalid input syntax for type inet: "10"'),
+    ('{"ip_allowlist": ["10.0.0.1/8"]}',                         '22P02 invalid cidr value: "10.0.0.1/8"'),
+    ('{"ip_allowlist": ["2001:db8::/129"]}',                     '22P02 invalid input syntax for type cidr: "2001:db8::/129"'),
+    ('{"allowed_arg_patterns": "a*"}',                           '22023 invalid value of constraint "allowed_arg_patterns"'),
+    ('{"allowed_arg_patterns": ["\\"]}',                          '22025 LIKE pattern must not end with escape character'),
+    ('{"max_calls_per_hour": 1.5}',                              '22023 invalid value of constraint "max_calls_per_hour"'),
+    -- what is not applied does no harm, nor what is none
+    ('{"allowed_arg_patterns": ["b"], "time_window": 5}',        'argument_not_allowed'),
+    ('{"max_calls_per_day": 5}',                                 'allowed'),
+    ('5',                                                        'allowed'),
+    -- a minute has 60 seconds, and the server takes the sixtieth for the next one
+    ('{"time_window": {"start": "11:59:60", "end": "12:00:01"}}', 'allowed')
+  ) AS t (constraints, error);
+SELECT is(pg_temp.by_hand('{}', 'tool', '{run,NULL}'), '22004 actions must not contain NULL', 'by hand: an action that is NULL');
+SELECT is(pg_temp.by_hand('{"ip_allowlist": ["x"], "time_window": 5, "allowed_arg_patterns": {}, "max_calls_per_hour": -1}', 'other'), 'allowed', 'by hand: of another permission');
+SELECT is(pg_temp.by_hand('{}', 'tool', '{}'), 'permission_denied', 'by hand: no action at all');
 
 -- Many strings and globs: the call can be cancelled while it matches them, not only afterwards.
 CREATE FUNCTION pg_temp.cancelled_in(agent text, arguments jsonb) RETURNS text LANGUAGE plpgsql AS $$

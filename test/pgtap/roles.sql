@@ -1,6 +1,6 @@
 -- roles.sql: access is granted to the role itself, and taken back without touching what is another's.
 BEGIN;
-SELECT plan(66);
+SELECT plan(67);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
@@ -78,7 +78,7 @@ SELECT throws_ok($$SELECT kavach_revoke_role(NULL, 'app')$$, '22004', NULL, 'NUL
 CREATE ROLE kv_monitor IN ROLE pg_monitor;
 \ir try.psql
 SELECT is(pg_temp.try('kv_monitor', call), state, 'pg_monitor: ' || call)
-  FROM (VALUES ('SELECT * FROM kavach.counters', 'ok'), ('SELECT * FROM kavach.counter_stats', 'ok'), ('SELECT * FROM kavach.ledger', '42501'),
+  FROM (VALUES ('SELECT * FROM kavach.counters', 'ok'), ('SELECT * FROM kavach.counter_stats', 'ok'), ('SELECT * FROM kavach.cache_stats', 'ok'), ('SELECT * FROM kavach.ledger', '42501'),
                ('SELECT * FROM kavach.agents', '42501'), ('SELECT * FROM kavach.budget_status', '42501')) AS t (call, state);
 SELECT is(pg_temp.try('kv_group', call), state, 'a reader: ' || call)
   FROM (VALUES ('SELECT * FROM kavach.agents', 'ok'), ('SELECT * FROM kavach.permissions', 'ok'), ('SELECT * FROM kavach.policies', 'ok'),
