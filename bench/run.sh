@@ -441,7 +441,7 @@ instructions() {
 }
 
 counted_session() {
-  local warm=20 counted=100 out=$folder/$section/out
+  local warm=40 counted=100 out=$folder/$section/out
   find "$folder/callgrind" -type f -delete
   cat bench/call.pgbench "bench/$1.pgbench" bench/forget.pgbench >"$folder/$section/script"
   PGOPTIONS=$relaxed "$(bindir)/pgbench" -n -M prepared -c 1 -t $((warm + counted)) --random-seed=1 \
