@@ -94,14 +94,34 @@ check_same_report(const Report *report, const LedgerRow *first)
 				 errhint("A retry repeats the call as it was; correct a bill with kavach_adjust().")));
 }
 
-/* The usage row that this request_id stands for, or NULL. */
-static LedgerRow *
-find_repeated(const Report *report)
+/* What a request_id stands for: the usage row with it, or else the authorization. */
+typedef struct Requested
 {
-	LedgerRow  *first = ledger_find_request(LEDGER_USAGE, report->agent_id, report->request_id, report->ts);
+	LedgerRow  *usage;
+	LedgerRow  *authorization;
+} Requested;
 
-	if (first == NULL)
-		return NULL;
+static Requested
+find_requested(const Report *report)
+{
+	static const LedgerKind kinds[] = {LEDGER_USAGE, LEDGER_AUTHORIZE};
+	LedgerRow  *rows[lengthof(kinds)] = {NULL};
+	Requested	requested;
+
+	if (report->request_id != NULL)
+	{
+		ledger_lock_request(report->agent_id, report->request_id, report->ts);
+		ledger_find_requests(kinds, report->audit_id == NULL ? 2 : 1,
+							 report->agent_id, report->request_id, report->ts, rows);
+	}
+	requested.usage = rows[0];
+	requested.authorization = rows[1];
+	return requested;
+}
+
+static void
+check_repeated(const Report *report, const LedgerRow *first)
+{
 	check_same_report(report, first);
 	if (report->audit_id != NULL && !same_id(report->audit_id, first->settles))
 		ereport(ERROR,
@@ -109,7 +129,6 @@ find_repeated(const Report *report)
 				 errmsg("request_id \"%s\" does not belong to audit_id %s",
 						report->request_id, id_text(report->audit_id)),
 				 errhint("One of the two is enough.")));
-	return first;
 }
 
 /* ---- the authorization to settle ---- */
@@ -144,19 +163,16 @@ check_authorization(const Report *report, const LedgerRow *authorization)
 
 /*
  * The authorization that the report is about, locked against other
- * settlements; NULL for usage that had none.
+ * settlements; NULL for usage that had none.  requested: the one that was made
+ * with its request_id, or NULL.
  */
 static LedgerRow *
-find_authorization(Report *report)
+find_authorization(Report *report, LedgerRow *requested)
 {
-	LedgerRow  *authorization = NULL;
+	LedgerRow  *authorization = requested;
 
-	if (report->audit_id == NULL && report->request_id != NULL)
-	{
-		authorization = ledger_find_request(LEDGER_AUTHORIZE, report->agent_id, report->request_id, report->ts);
-		if (authorization != NULL)
-			report->audit_id = &authorization->id;
-	}
+	if (requested != NULL)
+		report->audit_id = &requested->id;
 	if (report->audit_id == NULL)
 		return NULL;
 
@@ -312,21 +328,18 @@ record_alone(const Profile *profile, const Report *report)
 static Receipt
 record(Report *report)
 {
-	LedgerRow  *first = NULL;
+	Requested	requested = find_requested(report);
 	LedgerRow  *authorization = NULL;
 	const Profile *profile;
 
-	if (report->request_id != NULL)
-	{
-		ledger_lock_request(report->agent_id, report->request_id, report->ts);
-		first = find_repeated(report);
-	}
-	if (first == NULL)
-		authorization = find_authorization(report);
+	if (requested.usage != NULL)
+		check_repeated(report, requested.usage);
+	else
+		authorization = find_authorization(report, requested.authorization);
 
 	profile = catalog_profile(report->agent_id);
-	if (first != NULL)
-		return repeat_receipt(profile, first, report->ts);
+	if (requested.usage != NULL)
+		return repeat_receipt(profile, requested.usage, report->ts);
 	if (authorization != NULL)
 		return settle(profile, report, authorization);
 	return record_alone(profile, report);

@@ -397,27 +397,52 @@ is_own(const pg_uuid_t *id)
 	return row != NULL && row->own;
 }
 
+static LedgerRow *
+find_request_by_statement(Datum *values)
+{
+	LedgerRow  *row = find_by_statement(&find_by_request, values);
+
+	if (row != NULL)
+		row->own = is_own(&row->id);
+	return row;
+}
+
 /*
- * The admitted row of an agent's request, or NULL: as far back as
- * kavach.request_retention asks for, and on to the start of that month.
+ * The admitted rows of an agent's request, one for each kind, or NULL: as far back
+ * as kavach.request_retention asks for, and on to the start of that month.  Where
+ * there is one of the first kind, others may not have been looked for.
  */
+void
+ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, const char *request_id,
+					 TimestampTz ts, LedgerRow **rows)
+{
+	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
+	Datum		agent = CStringGetTextDatum(agent_id);
+	Datum		request = CStringGetTextDatum(request_id);
+	Datum		values[MAX_LOOKUPS][4];
+	const Datum *wanted[MAX_LOOKUPS];
+
+	for (int i = 0; i < count; i++)
+	{
+		values[i][0] = agent;
+		values[i][1] = CStringGetTextDatum(ledger_kinds[kinds[i]]);
+		values[i][2] = request;
+		values[i][3] = TimestampTzGetDatum(since);
+		wanted[i] = values[i];
+	}
+	if (lookup_rows(ledger_oid(), LOOKUP_REQUEST, wanted, count, since, DT_NOEND, rows))
+		return;
+	for (int i = 0; i < count; i++)
+		rows[i] = find_request_by_statement(values[i]);
+}
+
+/* The same of one kind. */
 LedgerRow *
 ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_id, TimestampTz ts)
 {
-	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
-	Datum		values[] = {
-		CStringGetTextDatum(agent_id),
-		CStringGetTextDatum(ledger_kinds[kind]),
-		CStringGetTextDatum(request_id),
-		TimestampTzGetDatum(since),
-	};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_REQUEST, values, since, DT_NOEND, &row))
-		return row;
-	row = find_by_statement(&find_by_request, values);
-	if (row != NULL)
-		row->own = is_own(&row->id);
+	ledger_find_requests(&kind, 1, agent_id, request_id, ts, &row);
 	return row;
 }
 

@@ -16,6 +16,8 @@ extern void ledger_append(LedgerRow *row);
 extern pg_uuid_t ledger_first_id(TimestampTz ts);
 extern TimestampTz ledger_charged_at(const LedgerRow *row);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);
+extern void ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, const char *request_id,
+								 TimestampTz ts, LedgerRow **rows);
 extern LedgerRow *ledger_find_request(LedgerKind kind, const char *agent_id, const char *request_id,
 									  TimestampTz ts);
 extern LedgerRow *ledger_find_settlement(const pg_uuid_t *id);

@@ -70,11 +70,12 @@ static const struct
 	[LOOKUP_REQUEST] = {3, {COLUMN_agent_id, COLUMN_kind, COLUMN_request_id}, true},
 };
 
-/* What is to be found. */
+/* What is to be found: a row for each of some values; once there is the first, others do not matter. */
 typedef struct Lookup
 {
 	LookupKey	key;
-	const Datum *values;		/* of its columns */
+	int			count;
+	const Datum *const *values; /* of its columns */
 	TimestampTz since;			/* ts of the row */
 	TimestampTz until;
 } Lookup;
@@ -268,39 +269,44 @@ is_looked_for(const LedgerRow *row, const Lookup *lookup)
 }
 
 static void
-make_scan_keys(Relation index, const Lookup *lookup, ScanKey scan_keys)
+make_scan_keys(Relation index, LookupKey key, const Datum *values, ScanKey scan_keys)
 {
-	for (int i = 0; i < keys[lookup->key].ncolumns; i++)
+	for (int i = 0; i < keys[key].ncolumns; i++)
 	{
-		Oid			type = ledger_columns[keys[lookup->key].columns[i]].type;
+		Oid			type = ledger_columns[keys[key].columns[i]].type;
 
 		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
 							   type == UUIDOID ? F_UUID_EQ : F_TEXTEQ,
-							   lookup->values[i]);
+							   values[i]);
 	}
 }
 
-static LedgerRow *
-search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup)
+/* Looks for the rows that have not been found yet, in one scan. */
+static void
+search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup, LedgerRow **rows)
 {
 	TupleTableSlot *slot = table_slot_create(partition, NULL);
 	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
 	int			nkeys = keys[lookup->key].ncolumns;
 	IndexScanDesc scan = compat_index_beginscan(partition, index, GetActiveSnapshot(), nkeys);
-	LedgerRow  *row = NULL;
 
-	make_scan_keys(index, lookup, scan_keys);
-	index_rescan(scan, scan_keys, nkeys, NULL, 0);
-	while (row == NULL && index_getnext_slot(scan, ForwardScanDirection, slot))
+	for (int i = 0; i < lookup->count; i++)
 	{
-		row = read_row(slot, place->attnums);
-		if (!is_looked_for(row, lookup))
-			row = NULL;
+		if (rows[i] != NULL)
+			continue;
+		make_scan_keys(index, lookup->key, lookup->values[i], scan_keys);
+		index_rescan(scan, scan_keys, nkeys, NULL, 0);
+		while (rows[i] == NULL && index_getnext_slot(scan, ForwardScanDirection, slot))
+		{
+			LedgerRow  *row = read_row(slot, place->attnums);
+
+			if (is_looked_for(row, lookup))
+				rows[i] = row;
+		}
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
-	return row;
 }
 
 /* An index from before changes of its rows is of no use to snapshots that see what was before. */
@@ -314,7 +320,7 @@ is_usable(Relation index)
 
 /* Looks into a heap.  Returns false where it has no index for that. */
 static bool
-search_heap(Relation partition, const Lookup *lookup, LedgerRow **row)
+search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 {
 	Place	   *place = find_place(partition);
 	Relation	index;
@@ -325,19 +331,18 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **row)
 	index = index_open(place->indexes[lookup->key], AccessShareLock);
 	usable = is_usable(index);
 	if (usable)
-		*row = search_index(partition, index, place, lookup);
+		search_index(partition, index, place, lookup, rows);
 	index_close(index, NoLock);
 	return usable;
 }
 
 /* Looks into a partition.  Returns false where only a statement can. */
 static bool
-search_partition(Oid relid, const Lookup *lookup, LedgerRow **row)
+search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 {
 	Relation	partition;
 	bool		searched = false;
 
-	*row = NULL;
 	lock_relation(relid, AccessShareLock);
 	partition = table_open(relid, NoLock);
 	if (partition->rd_rel->relkind == RELKIND_RELATION &&
@@ -350,35 +355,51 @@ search_partition(Oid relid, const Lookup *lookup, LedgerRow **row)
 			searched = true;
 		}
 		else
-			searched = search_heap(partition, lookup, row);
+			searched = search_heap(partition, lookup, rows);
 	}
 	table_close(partition, NoLock);
 	return searched;
 }
 
-/* Looks into all partitions that can hold the row.  Returns false where only a statement can. */
 static bool
-search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **row)
+found_enough(const Lookup *lookup, LedgerRow *const *rows)
+{
+	bool		all = true;
+
+	for (int i = 0; i < lookup->count; i++)
+		all = all && rows[i] != NULL;
+	return all || rows[0] != NULL;
+}
+
+/* Looks into the default partition: of two rows with the same values the one with the greater id is found. */
+static bool
+search_rest(Oid relid, const Lookup *lookup, LedgerRow **rows)
+{
+	LedgerRow  *others[MAX_LOOKUPS] = {NULL};
+
+	if (!search_partition(relid, lookup, others))
+		return false;
+	for (int i = 0; i < lookup->count; i++)
+		if (rows[i] == NULL || (others[i] != NULL && memcmp(&others[i]->id, &rows[i]->id, UUID_LEN) > 0))
+			rows[i] = others[i];
+	return true;
+}
+
+/* Looks into all partitions that can hold the rows.  Returns false where only a statement can. */
+static bool
+search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **rows)
 {
 	PartitionReach reach = partition_reach(ledger, lookup->since, lookup->until);
-	LedgerRow  *other;
 	ListCell   *cell;
 
-	*row = NULL;
 	foreach(cell, reach.relids)
 	{
-		if (!search_partition(lfirst_oid(cell), lookup, row))
+		if (!search_partition(lfirst_oid(cell), lookup, rows))
 			return false;
-		if (*row != NULL)
+		if (found_enough(lookup, rows))
 			break;
 	}
-	if (!OidIsValid(reach.rest))
-		return true;
-	if (!search_partition(reach.rest, lookup, &other))
-		return false;
-	if (*row == NULL || (other != NULL && memcmp(&other->id, &(*row)->id, UUID_LEN) > 0))
-		*row = other;
-	return true;
+	return !OidIsValid(reach.rest) || search_rest(reach.rest, lookup, rows);
 }
 
 /* Whether policies say which rows there are. */
@@ -393,23 +414,34 @@ has_row_security(Oid relid)
 }
 
 /*
- * Finds the row with these values of a key, and a ts from since (inclusive) to
- * until (exclusive); of several the one with the greatest id.  row: NULL if there
- * is none.  Returns false where only a statement can find it.  After ledger_begin.
+ * Finds the rows with these values of a key, and a ts from since (inclusive) to
+ * until (exclusive); of several the one with the greatest id.  rows: NULL where
+ * there is none, and maybe where there is but the first was found.  Returns false
+ * where only statements can find them.  After ledger_begin.
  */
 bool
-lookup_row(Oid ledger, LookupKey key, const Datum *values, TimestampTz since, TimestampTz until,
-		   LedgerRow **row)
+lookup_rows(Oid ledger, LookupKey key, const Datum *const *values, int count,
+			TimestampTz since, TimestampTz until, LedgerRow **rows)
 {
-	Lookup		lookup = {key, values, since, until};
+	Lookup		lookup = {key, count, values, since, until};
 	bool		searched;
 
+	Assert(count <= MAX_LOOKUPS);
+	memset(rows, 0, sizeof(LedgerRow *) * count);
 	announce_refresh(ledger);
 	if (has_row_security(ledger))
 		return false;
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
-	searched = search_ledger(ledger, &lookup, row);
+	searched = search_ledger(ledger, &lookup, rows);
 	PopActiveSnapshot();
 	return searched;
+}
+
+/* The same for one row. */
+bool
+lookup_row(Oid ledger, LookupKey key, const Datum *values, TimestampTz since, TimestampTz until,
+		   LedgerRow **row)
+{
+	return lookup_rows(ledger, key, &values, 1, since, until, row);
 }

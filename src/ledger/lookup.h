@@ -19,7 +19,10 @@ typedef enum LookupKey
 } LookupKey;
 
 #define NUM_LOOKUP_KEYS	(LOOKUP_REQUEST + 1)
+#define MAX_LOOKUPS		2		/* at a time */
 
+extern bool lookup_rows(Oid ledger, LookupKey key, const Datum *const *values, int count,
+						TimestampTz since, TimestampTz until, LedgerRow **rows);
 extern bool lookup_row(Oid ledger, LookupKey key, const Datum *values,
 					   TimestampTz since, TimestampTz until, LedgerRow **row);
 

@@ -241,12 +241,12 @@ hold(CounterSet *set, CounterEntry *entry, uint32 hash)
 	return pin(entry, hash, own, level);
 }
 
-/* The same for a window. */
+/* The same for a window.  own: such a pin, of this entry maybe, or NULL. */
 static OwnCharge *
-hold_window(CounterSet *set, WindowPlace place, uint32 hash)
+hold_window(CounterSet *set, WindowPlace place, uint32 hash, OwnCharge *own)
 {
-	OwnCharge  *own = hold(set, place.entry, hash);
-
+	if (own == NULL || own->entry != place.entry)
+		own = hold(set, place.entry, hash);
 	if (own == NULL || (own->slots & SLOT_BIT(place.slot)))
 		return own;
 	own->slots |= SLOT_BIT(place.slot);
@@ -292,15 +292,18 @@ typedef enum Outcome
 static Outcome
 place_windows(CounterSet *set, int i, CounterEntry *first)
 {
+	OwnCharge  *own = NULL;
+
 	for (int period = NUM_PERIODS - 1; period >= 0; period--)
 	{
 		WindowPlace *place = &set->places[i][period];
 
-		if (!counter_enter_window(first, period, period_start(period, set->ts), place))
+		if (!counter_enter_window(first, period, set->starts[period], place))
 			return FULL;
-		set->subjects[i].own[period] = hold_window(set, *place, set->hashes[i]);
-		if (set->subjects[i].own[period] == NULL)
+		own = hold_window(set, *place, set->hashes[i], own);
+		if (own == NULL)
 			return TOO_MANY;
+		set->subjects[i].own[period] = own;
 	}
 	return PLACED;
 }
@@ -317,7 +320,7 @@ place_earlier_windows(CounterSet *set, int i, CounterEntry *first)
 		TimestampTz start = period_start(period, set->refund_ts);
 
 		place->entry = NULL;
-		subject->refunds_earlier[period] = start < period_start(period, set->ts);
+		subject->refunds_earlier[period] = start < set->starts[period];
 		if (!subject->refunds_earlier[period])
 			continue;
 		if (!counter_find_window(first, period, start, place) || !counter_is_loaded(*place))
@@ -325,7 +328,7 @@ place_earlier_windows(CounterSet *set, int i, CounterEntry *first)
 			place->entry = NULL;
 			continue;
 		}
-		subject->own_earlier[period] = hold_window(set, *place, set->hashes[i]);
+		subject->own_earlier[period] = hold_window(set, *place, set->hashes[i], NULL);
 		if (subject->own_earlier[period] == NULL)
 			return TOO_MANY;
 	}
@@ -448,6 +451,8 @@ begin_set(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampTz 
 	set->ledger = ledger_oid();
 	set->ts = ts;
 	set->refund_ts = refund_ts;
+	for (int period = 0; period < NUM_PERIODS; period++)
+		set->starts[period] = period_start(period, ts);
 	set->list = *list;
 	set->partitions = 0;
 	set->nfresh = 0;

@@ -43,6 +43,7 @@ typedef struct CounterSet
 {
 	Oid			ledger;
 	TimestampTz ts;
+	TimestampTz starts[NUM_PERIODS];	/* of the windows of ts */
 	TimestampTz refund_ts;		/* whose windows a refund counts in */
 	SubjectList list;
 	uint32		hashes[MAX_SUBJECTS];
