@@ -307,6 +307,31 @@ add_others(Tally *const tallies[NUM_SCOPES], uint64 nrows)
 	}
 }
 
+/* One pass, for a subject of each scope that is left; false where none is. */
+static bool
+tally_others_once(const SubjectList *list, TimestampTz ts, int left[MAX_SUBJECTS], Tally tallies[MAX_SUBJECTS])
+{
+	const Subject *subjects[NUM_SCOPES] = {NULL};
+	Tally	   *theirs[NUM_SCOPES] = {NULL};
+	int			longest = -1;
+
+	for (int i = 0; i < list->count; i++)
+	{
+		ScopeKind	scope = list->subjects[i].scope;
+
+		if (left[i] < 0 || subjects[scope] != NULL)
+			continue;
+		subjects[scope] = &list->subjects[i];
+		theirs[scope] = &tallies[i];
+		longest = Max(longest, left[i]);
+		left[i] = -1;
+	}
+	if (longest < 0)
+		return false;
+	add_others(theirs, select_others(subjects, ts, longest));
+	return true;
+}
+
 /*
  * The usage of subjects in the windows that ts falls into.  longest: for each
  * the longest window that is wanted, or -1 for none; what is returned of
@@ -317,7 +342,7 @@ tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SU
 			   bool own, Tally tallies[MAX_SUBJECTS])
 {
 	OwnerRights owner;
-	int			left[MAX_SUBJECTS];
+	int			left[MAX_SUBJECTS] = {0};	/* of those that no index finds */
 
 	query_begin(&owner);
 	refuse_during_restore();
@@ -335,27 +360,8 @@ tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SU
 		tally_one(&list->subjects[i], ts, longest[i], &tallies[i]);
 		left[i] = -1;
 	}
-	for (;;)
-	{
-		const Subject *subjects[NUM_SCOPES] = {NULL};
-		Tally	   *theirs[NUM_SCOPES] = {NULL};
-		int			most = -1;
-
-		for (int i = 0; i < list->count; i++)
-		{
-			ScopeKind	scope = list->subjects[i].scope;
-
-			if (left[i] < 0 || subjects[scope] != NULL)
-				continue;
-			subjects[scope] = &list->subjects[i];
-			theirs[scope] = &tallies[i];
-			most = Max(most, left[i]);
-			left[i] = -1;
-		}
-		if (most < 0)
-			break;
-		add_others(theirs, select_others(subjects, ts, most));
-	}
+	while (tally_others_once(list, ts, left, tallies))
+		;
 	query_end(&owner);
 }
 
