@@ -300,7 +300,10 @@ place_windows(CounterSet *set, int i, CounterEntry *first)
 			return FULL;
 		set->subjects[i].own[period] = hold_window(set, *place, set->hashes[i]);
 		if (set->subjects[i].own[period] == NULL)
+		{
+			counter_tidy(place->entry);
 			return TOO_MANY;
+		}
 	}
 	return PLACED;
 }
@@ -339,7 +342,10 @@ place_rate(CounterSet *set, ChargedRate *rate)
 	if (rate->entry == NULL)
 		return FULL;
 	rate->own = hold(set, rate->entry, rate->hash);
-	return rate->own ? PLACED : TOO_MANY;
+	if (rate->own != NULL)
+		return PLACED;
+	counter_tidy(rate->entry);
+	return TOO_MANY;
 }
 
 /* Pins all that the call charges; what is pinned stays so, and belongs to the transaction. */
