@@ -285,7 +285,8 @@ typedef enum Outcome
 {
 	PLACED,
 	FULL,						/* the table is */
-	TOO_MANY					/* for one transaction */
+	TOO_MANY,					/* for one transaction */
+	TOO_FAR						/* apart: a subject has that many windows */
 } Outcome;
 
 /* Pins a subject's windows of ts. */
@@ -297,7 +298,7 @@ place_windows(CounterSet *set, int i, CounterEntry *first)
 		WindowPlace *place = &set->places[i][period];
 
 		if (!counter_enter_window(first, period, period_start(period, set->ts), place))
-			return FULL;
+			return place->entry == NULL ? FULL : TOO_FAR;
 		set->subjects[i].own[period] = hold_window(set, *place, set->hashes[i]);
 		if (set->subjects[i].own[period] == NULL)
 		{
@@ -379,6 +380,16 @@ refuse_share(void)
 			 errdetail("It holds %d usage counters; one transaction may hold %d, one for each agent, user and tenant, and for each permission with a rate per hour.",
 					   (int) own_entries->members, counter_share()),
 			 errhint("Commit more often, or increase kavach.max_counters.")));
+}
+
+static void
+refuse_windows(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("open transactions call kavach at too many times"),
+			 errdetail("They hold every window that there is room for beside one another of an agent, user, tenant or of all agents."),
+			 errhint("Commit more often where kavach.clock moves on.")));
 }
 
 /* Whether a rate needs the ledger; moves its ring on otherwise. */
@@ -503,6 +514,8 @@ charge_open(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampT
 		counter_unlock(set->partitions);
 		if (outcome == TOO_MANY)
 			refuse_share();
+		else if (outcome == TOO_FAR)
+			refuse_windows();
 		else if (outcome == FULL)
 			counter_make_room();
 		else

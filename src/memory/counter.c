@@ -453,7 +453,7 @@ enter_spare(CounterEntry *first, int spare)
 	return entry;
 }
 
-/* A place for a window that has none; false when there is no room. */
+/* A place for a window that has none; false when there is no room (entry NULL), or no more spare entry. */
 static bool
 make_place(CounterEntry *first, PeriodKind period, WindowPlace *place)
 {
@@ -476,7 +476,7 @@ counter_is_later(const CounterEntry *first, TimestampTz start)
 	return start > first->windows.newest_row && start > first->windows.newest_charge;
 }
 
-/* Finds or makes a window; false when there is no room.  The caller pins it at once. */
+/* Finds or makes a window; false as make_place.  The caller pins it at once, or tidies up. */
 bool
 counter_enter_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place)
 {
