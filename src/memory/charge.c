@@ -285,7 +285,8 @@ typedef enum Outcome
 {
 	PLACED,
 	FULL,						/* the table is */
-	TOO_MANY					/* for one transaction */
+	TOO_MANY,					/* for one transaction */
+	TOO_FAR						/* apart: a subject has that many windows */
 } Outcome;
 
 /* Pins a subject's windows of ts. */
@@ -299,10 +300,13 @@ place_windows(CounterSet *set, int i, CounterEntry *first)
 		WindowPlace *place = &set->places[i][period];
 
 		if (!counter_enter_window(first, period, set->starts[period], place))
-			return FULL;
+			return place->entry == NULL ? FULL : TOO_FAR;
 		own = hold_window(set, *place, set->hashes[i], own);
 		if (own == NULL)
+		{
+			counter_tidy(place->entry);
 			return TOO_MANY;
+		}
 		set->subjects[i].own[period] = own;
 	}
 	return PLACED;
@@ -342,7 +346,10 @@ place_rate(CounterSet *set, ChargedRate *rate)
 	if (rate->entry == NULL)
 		return FULL;
 	rate->own = hold(set, rate->entry, rate->hash);
-	return rate->own ? PLACED : TOO_MANY;
+	if (rate->own != NULL)
+		return PLACED;
+	counter_tidy(rate->entry);
+	return TOO_MANY;
 }
 
 /* Pins all that the call charges; what is pinned stays so, and belongs to the transaction. */
@@ -376,6 +383,16 @@ refuse_share(void)
 			 errdetail("It holds %d usage counters; one transaction may hold %d, one for each agent, user and tenant, and for each permission with a rate per hour.",
 					   (int) own_entries->members, counter_share()),
 			 errhint("Commit more often, or increase kavach.max_counters.")));
+}
+
+static void
+refuse_windows(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("open transactions call kavach at too many times"),
+			 errdetail("They hold every window that there is room for beside one another of an agent, user, tenant or of all agents."),
+			 errhint("Commit more often where kavach.clock moves on.")));
 }
 
 /* Whether a rate needs the ledger; moves its ring on otherwise. */
@@ -502,6 +519,8 @@ charge_open(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampT
 		counter_unlock(set->partitions);
 		if (outcome == TOO_MANY)
 			refuse_share();
+		else if (outcome == TOO_FAR)
+			refuse_windows();
 		else if (outcome == FULL)
 			counter_make_room();
 		else
@@ -515,7 +534,10 @@ charge_close(CounterSet *set)
 	counter_unlock(set->partitions);
 }
 
-/* Closes a set of which nothing was charged, and gives back the pins that it has taken. */
+/*
+ * Closes a set of which nothing was charged, and gives back the pins that it has
+ * taken.  A window that was added to an earlier pin stays with that.
+ */
 void
 charge_cancel(CounterSet *set)
 {
@@ -655,7 +677,7 @@ add_call(ChargedRate *rate, int64 window, int32 calls)
 	if (!rate_has(ring, window))
 		return;
 	memcpy(mine.pending, own->calls, sizeof(own->calls));
-	rate_advance(&mine, window);
+	rate_advance(&mine, ring->newest - CURRENT_RATE_WINDOW);	/* forgets what it has */
 	rate_add(&mine, window, calls);
 	memcpy(own->calls, mine.pending, sizeof(own->calls));
 	own->newest = mine.newest;

@@ -453,7 +453,7 @@ enter_spare(CounterEntry *first, int spare)
 	return entry;
 }
 
-/* A place for a window that has none; false when there is no room. */
+/* A place for a window that has none; false when there is no room (entry NULL), or no more spare entry. */
 static bool
 make_place(CounterEntry *first, PeriodKind period, WindowPlace *place)
 {
@@ -476,7 +476,7 @@ counter_is_later(const CounterEntry *first, TimestampTz start)
 	return start > first->windows.newest_row && start > first->windows.newest_charge;
 }
 
-/* Finds or makes a window; false when there is no room.  The caller pins it at once. */
+/* Finds or makes a window; false as make_place.  The caller pins it at once, or tidies up. */
 bool
 counter_enter_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place)
 {
@@ -530,6 +530,24 @@ is_empty(const CounterEntry *entry)
 	return true;
 }
 
+/* Removes what nobody has pinned and nobody needs of an entry: it may be gone then. */
+void
+counter_tidy(CounterEntry *entry)
+{
+	if (is_rate(entry))
+	{
+		if (entry->pins == 0 && (!entry->rate.loaded || entry->rate.outdated))
+			leave(entry);
+		return;
+	}
+	for (int slot = 0; slot < NUM_SLOTS; slot++)
+		if (entry->windows.users[slot] == 0 &&
+			(!(entry->windows.loaded & SLOT_BIT(slot)) || (entry->windows.doubtful & SLOT_BIT(slot))))
+			clear_slot(entry, slot);
+	if (entry->pins == 0 && is_alone(entry) && (entry->key.spare > 0 || is_empty(entry)))
+		leave(entry);
+}
+
 /*
  * Takes a pin off an entry, and off some of its windows.  What nobody needs
  * then goes: the entry may be gone.
@@ -538,21 +556,10 @@ void
 counter_unpin(CounterEntry *entry, uint32 hash, int slots)
 {
 	entry->pins--;
-	if (is_rate(entry))
-	{
-		if (entry->pins == 0 && (!entry->rate.loaded || entry->rate.outdated))
-			leave(entry);
-		return;
-	}
-	for (int slot = 0; slot < NUM_SLOTS; slot++)
-	{
-		if (!(slots & SLOT_BIT(slot)) || --entry->windows.users[slot] > 0)
-			continue;
-		if (!(entry->windows.loaded & SLOT_BIT(slot)) || (entry->windows.doubtful & SLOT_BIT(slot)))
-			clear_slot(entry, slot);
-	}
-	if (entry->pins == 0 && is_alone(entry) && (entry->key.spare > 0 || is_empty(entry)))
-		leave(entry);
+	for (int slot = 0; slot < NUM_SLOTS && !is_rate(entry); slot++)
+		if (slots & SLOT_BIT(slot))
+			entry->windows.users[slot]--;
+	counter_tidy(entry);
 }
 
 void
@@ -598,7 +605,7 @@ counter_drop_all(Oid ledger)
 
 			if (!is_of(entry, ledger))
 				continue;
-			Assert(entry->pins == 0);
+			Assert(entry->pins == 0 && entry->key.spare == 0);
 			leave(entry);
 			dropped++;
 		}

@@ -124,6 +124,7 @@ extern bool counter_is_later(const CounterEntry *first, TimestampTz start);
 extern bool counter_is_loaded(WindowPlace place);
 extern void counter_install(WindowPlace place, const Usage *usage);
 extern void counter_doubt(WindowPlace place);
+extern void counter_tidy(CounterEntry *entry);
 extern void counter_unpin(CounterEntry *entry, uint32 hash, int slots);
 extern void counter_note_load(void);
 

@@ -1,6 +1,6 @@
 -- windows.sql: a window ends at its UTC turn, to the microsecond, and the next one starts empty.
 BEGIN;
-SELECT plan(60);
+SELECT plan(62);
 SET LOCAL timezone = 'Asia/Kathmandu';
 
 -- The last instant of a window, and the first of the next.
@@ -112,6 +112,13 @@ SELECT is(sum(tokens_charged), -3800::numeric, 'are all released in November')
   FROM generate_series(1, 4) n, kavach_record_usage('agt_d', 0, request_id => 'late ' || n);
 SELECT is(row(code, tokens_granted)::text, '(allowed,1000)', 'whose first hour has its own limit') FROM kavach_authorize('agt_d', 'run', 'x', tokens_cost => 10000, min_tokens => 1);
 SELECT is(row(used, remaining)::text, '(1000,4000)', 'and the month its own') FROM kavach.budget_status WHERE subject = 'agt_d' AND period = 'month';
+
+-- More hours in one transaction than a subject has room for: others lose nothing to it.
+CREATE TABLE pg_temp.before AS SELECT evictions, refusals FROM kavach.counter_stats;
+SELECT throws_ok($$SELECT count(*) FROM generate_series(1, 600) n,
+  LATERAL (SELECT set_config('kavach.clock', (timestamptz '2026-09-01 00:30Z' + n * interval '1 hour')::text, true) AS clock OFFSET 0) c,
+  LATERAL kavach_authorize('agt_d', 'run', left(clock, 1))$$, '53400', 'open transactions call kavach at too many times', 'six hundred hours are too many');
+SELECT is(s::text, b::text, 'and evict nobody') FROM pg_temp.before b, (SELECT evictions, refusals FROM kavach.counter_stats) s;
 
 SELECT * FROM finish();
 ROLLBACK;

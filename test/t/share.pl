@@ -67,5 +67,25 @@ $one->query('COMMIT');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM kavach.audit_log WHERE tokens_cost = 1}), '4001', 'what passed is there');
 is(Judge::faults($node), '', 'counters, budgets and reports agree with the ledger');
 $_->quit for $one, $two;
+
+# ---- a share that ends between an entry and its spare ----
+
+$node->append_conf('postgresql.conf', "kavach.max_counters = 1024");
+$node->restart;
+$one = Session->new($node);
+$two = Session->new($node);
+my $three = Session->new($node);
+$_->[0]->query("BEGIN; SET LOCAL kavach.clock = '2026-03-10 $_->[1]:30:00+00'; SELECT FROM kavach_authorize('agt_0', 'run', 'x')") for [ $one, 13 ], [ $two, 14 ];
+# One agent more each time, until agt_0, two of whose hours are in use, is one entry too many.
+like($three->query(q{BEGIN; SET LOCAL kavach.clock = '2026-03-10 15:30:00+00';
+	DO $$ BEGIN FOR n IN 1 .. 300 LOOP
+	  PERFORM kavach_authorize('agt_' || n, 'run', 'x');
+	  BEGIN PERFORM kavach_authorize('agt_0', 'run', 'x'); RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END;
+	END LOOP; END $$}), qr/53400/, 'a transaction has its share, and an agent needs two entries more');
+$_->query('ROLLBACK') for $one, $two, $three;
+is($one->query(q{SELECT count(*) FROM kavach.counters WHERE subject = 'agt_0' AND period_start IS DISTINCT FROM '-infinity' AND pins = 0 AND tokens_used IS NULL}), '0', 'nothing is left of what it could not have');
+is(Judge::faults($node), '', 'counters, budgets and reports agree with the ledger');
+is($one->query('SELECT kavach_reload_counters() > 0'), 't', 'and counters can be dropped');
+$_->quit for $one, $two, $three;
 $node->stop;
 done_testing();
