@@ -484,10 +484,10 @@ begin_set(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampTz 
 	for (int i = 0; i < nrated; i++)
 	{
 		ChargedRate *rate = &set->rates[i];
-		Subject		permission = {SCOPE_PERMISSION, psprintf("%lld", (long long) rated[i])};
+		Subject		permission = {SCOPE_PERMISSION, rate->id};
 
 		rate->permission_id = rated[i];
-		rate->id = unconstify(char *, permission.id);
+		pg_lltoa(rated[i], rate->id);
 		counter_make_key(&rate->key, set->ledger, &permission);
 		rate->hash = counter_hash(&rate->key);
 		set->partitions |= PARTITION_BIT(rate->hash);
@@ -666,21 +666,25 @@ give_back(CounterEntry *first, uint32 hash, PeriodKind period, TimestampTz start
 	dlist_push_tail(&given_back, &refund->node);
 }
 
+/* Has a charge to a rate have the windows up to the newest, and none that the ring has forgotten. */
+static void
+follow_ring(OwnCharge *own, int64 newest)
+{
+	for (int64 window = Max(own->newest + 1, newest - RATE_RING + 1); window <= newest; window++)
+		own->calls[rate_slot(window)] = 0;
+	own->newest = Max(own->newest, newest);
+}
+
 static void
 add_call(ChargedRate *rate, int64 window, int32 calls)
 {
 	RateRing   *ring = &rate->entry->rate;
-	OwnCharge  *own = rate->own;
-	RateRing	mine = {.newest = own->newest};
 
 	rate_add(ring, window, calls);
 	if (!rate_has(ring, window))
 		return;
-	memcpy(mine.pending, own->calls, sizeof(own->calls));
-	rate_advance(&mine, ring->newest - CURRENT_RATE_WINDOW);	/* forgets what it has */
-	rate_add(&mine, window, calls);
-	memcpy(own->calls, mine.pending, sizeof(own->calls));
-	own->newest = mine.newest;
+	follow_ring(rate->own, ring->newest);
+	rate->own->calls[rate_slot(window)] += calls;
 }
 
 /*
@@ -785,25 +789,22 @@ settle_charge(OwnCharge *charge, bool commit)
 		settle_windows(charge, commit);
 }
 
-/* Has what an inner level has charged be its outer level's. */
 static void
-merge_charge(OwnCharge *charge)
+merge_rate(OwnCharge *charge)
 {
 	OwnCharge  *outer = charge->outer;
 
-	if (charge->entry->key.scope == SCOPE_PERMISSION)
-	{
-		RateRing	theirs = {.newest = outer->newest};
+	follow_ring(outer, charge->newest);
+	for (int slot = 0; slot < RATE_RING; slot++)
+		outer->calls[slot] += charge->calls[slot];
+	counter_unpin(charge->entry, charge->hash, 0);
+}
 
-		memcpy(theirs.pending, outer->calls, sizeof(outer->calls));
-		rate_advance(&theirs, charge->newest - CURRENT_RATE_WINDOW);
-		for (int64 window = charge->newest - RATE_RING + 1; window <= charge->newest; window++)
-			rate_add(&theirs, window, charge->calls[rate_slot(window)]);
-		memcpy(outer->calls, theirs.pending, sizeof(outer->calls));
-		outer->newest = theirs.newest;
-		counter_unpin(charge->entry, charge->hash, 0);
-		return;
-	}
+static void
+merge_windows(OwnCharge *charge)
+{
+	OwnCharge  *outer = charge->outer;
+
 	for (int slot = 0; slot < NUM_SLOTS; slot++)
 		for (int measure = 0; measure < NUM_MEASURES; measure++)
 		{
@@ -813,6 +814,16 @@ merge_charge(OwnCharge *charge)
 	/* windows that only the inner level has pinned are the outer one's now */
 	counter_unpin(charge->entry, charge->hash, charge->slots & outer->slots);
 	outer->slots |= charge->slots;
+}
+
+/* Has what an inner level has charged be its outer level's. */
+static void
+merge_charge(OwnCharge *charge)
+{
+	if (charge->entry->key.scope == SCOPE_PERMISSION)
+		merge_rate(charge);
+	else
+		merge_windows(charge);
 }
 
 /* Neighbours in a list mostly share a partition: its lock is kept across them. */

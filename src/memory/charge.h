@@ -8,6 +8,8 @@
 
 #include "kavach.h"
 
+#include "utils/builtins.h"
+
 #include "memory/counter.h"
 #include "memory/rate.h"
 
@@ -28,7 +30,7 @@ typedef struct ChargedSubject
 typedef struct ChargedRate
 {
 	int64		permission_id;
-	char	   *id;				/* the same as text */
+	char		id[MAXINT8LEN + 1]; /* the same as text */
 	CounterKey	key;
 	uint32		hash;
 	CounterEntry *entry;

@@ -78,6 +78,7 @@ static LWLockPadded *partition_locks = NULL;
 StaticAssertDecl(sizeof(CounterKey) == 52, "a key has no padding");
 StaticAssertDecl(NUM_SLOTS <= 8, "a slot has a bit in a byte");
 StaticAssertDecl(RATE_RING >= RATE_WINDOWS, "the ring holds all windows of a rate");
+StaticAssertDecl((RATE_RING & (RATE_RING - 1)) == 0, "a window's place in the ring is its last bits");
 
 /* ---- start ---- */
 

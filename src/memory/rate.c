@@ -34,7 +34,7 @@ rate_window(TimestampTz ts)
 int
 rate_slot(int64 window)
 {
-	return (int) (((window % RATE_RING) + RATE_RING) % RATE_RING);
+	return (int) (window & (RATE_RING - 1));
 }
 
 /* Whether a window is in a ring. */
