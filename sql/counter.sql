@@ -26,7 +26,7 @@ SELECT * FROM kavach.read_counters();
 
 COMMENT ON VIEW kavach.counters IS 'The usage of this database that is in memory, by subject and window; figures are NULL in one that is not loaded yet.';
 COMMENT ON COLUMN kavach.counters.scope IS 'agent, user, tenant, all, or permission (its rate per hour).';
-COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id, of more than 41 bytes the beginning; NULL for all.';
+COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id, of more than 37 bytes the beginning; NULL for all.';
 COMMENT ON COLUMN kavach.counters.period IS 'hour, day, month, total, or five_minutes of a rate per hour.';
 COMMENT ON COLUMN kavach.counters.period_start IS 'Start of the window (UTC); -infinity for total.';
 COMMENT ON COLUMN kavach.counters.tokens_used IS 'Tokens charged by committed transactions.';

@@ -1278,7 +1278,7 @@ END
 $$;
 
 COMMENT ON VIEW kavach.counters IS 'The usage of this database that is in memory, by subject and window; figures are NULL in one that is not loaded yet.';
-COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id, of more than 41 bytes the beginning; NULL for all.';
+COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permission id, of more than 37 bytes the beginning; NULL for all.';
 COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it stays.';
 COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Subjects, and rates, that made room for others.';
 

@@ -16,7 +16,7 @@
  * A window that begins after the newest row and charge of its subject is known to
  * be empty, and is not loaded.
  *
- * An id is kept as it is, up to 41 bytes; of a longer one, 9 bytes and its
+ * An id is kept as it is, up to 37 bytes; of a longer one, 5 bytes and its
  * SHA-256.
  *
  * Locks: to add or remove an entry, or to change any of its fields, hold its
@@ -75,7 +75,7 @@ static CounterShared *shared = NULL;
 static HTAB *entries = NULL;
 static LWLockPadded *partition_locks = NULL;
 
-StaticAssertDecl(sizeof(CounterKey) == 52, "a key has no padding");
+StaticAssertDecl(sizeof(CounterKey) == 48, "a key has no padding");
 StaticAssertDecl(NUM_SLOTS <= 8, "a slot has a bit in a byte");
 StaticAssertDecl(RATE_RING >= RATE_WINDOWS, "the ring holds all windows of a rate");
 StaticAssertDecl((RATE_RING & (RATE_RING - 1)) == 0, "a window's place in the ring is its last bits");

@@ -19,7 +19,7 @@
 #define PARTITION_BIT(hash)	(UINT64CONST(1) << PARTITION_OF(hash))
 
 /* Longer ids are kept as their first bytes and a digest. */
-#define COUNTER_ID_BYTES	41
+#define COUNTER_ID_BYTES	37
 
 /* Without padding, as it is compared as a whole. */
 typedef struct CounterKey
