@@ -48,11 +48,24 @@ SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
   FROM kavach.former_member() f
  WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
 
--- Reports read kavach.usage where they read kavach.ledger: that is what comes before it.
+-- Reports read kavach.usage where they read kavach.ledger, and budget_status calls more than current_usage: that is what
+-- comes before those.
 INSERT INTO kavach.former
-SELECT f.classid, f.oid, 'usage', f.kind, f.owner, f.acl
+SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
   FROM kavach.former f
- WHERE f.kind = 'TABLE' AND f.name = 'ledger';
+  JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
+               ('FUNCTION', 'current_usage', 'of_scope')) AS n (kind, former, name)
+    ON (n.kind, n.former) = (f.kind, f.name);
+
+-- Constraints call functions: who writes these tables may execute them.
+INSERT INTO kavach.former
+SELECT 'pg_proc'::regclass, f.oid, n.name, 'FUNCTION', f.owner,
+       ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
+               FROM aclexplode(f.acl) a
+              WHERE a.privilege_type IN ('INSERT', 'UPDATE'))
+  FROM kavach.former f
+  JOIN (VALUES ('budget_policy', 'scope_has_id'), ('budget_limit', 'is_period')) AS n (former, name)
+    ON f.kind = 'TABLE' AND f.name = n.former;
 
 CREATE TABLE kavach.former_access (role regrole, access text);
 
