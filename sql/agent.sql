@@ -69,10 +69,11 @@ BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     PERFORM kavach.forget_agent(o.agent_id)
        FROM (SELECT p.agent_id FROM kavach.permission p
-              UNION SELECT p.subject FROM kavach.budget_policy p WHERE p.scope = 'agent' AND p.subject IS NOT NULL
-              UNION SELECT b.subject FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)
-                     WHERE p.scope = 'agent' AND b.subject IS NOT NULL) AS o (agent_id)
-      WHERE NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
+              UNION SELECT kavach.of_scope(p.scope, p.subject, NULL, NULL) FROM kavach.budget_policy p
+              UNION SELECT kavach.of_scope(p.scope, b.subject, NULL, NULL)
+                      FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)) AS o (agent_id)
+      WHERE o.agent_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
   ELSE
     PERFORM kavach.forget_agent(OLD.agent_id);
   END IF;

@@ -48,11 +48,24 @@ SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
   FROM kavach.former_member() f
  WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
 
--- Reports read kavach.usage where they read kavach.ledger: that is what comes before it.
+-- Reports read kavach.usage where they read kavach.ledger, and budget_status calls more than current_usage: that is what
+-- comes before those.
 INSERT INTO kavach.former
-SELECT f.classid, f.oid, 'usage', f.kind, f.owner, f.acl
+SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
   FROM kavach.former f
- WHERE f.kind = 'TABLE' AND f.name = 'ledger';
+  JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
+               ('FUNCTION', 'current_usage', 'of_scope')) AS n (kind, former, name)
+    ON (n.kind, n.former) = (f.kind, f.name);
+
+-- Constraints call functions: who writes these tables may execute them.
+INSERT INTO kavach.former
+SELECT 'pg_proc'::regclass, f.oid, n.name, 'FUNCTION', f.owner,
+       ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
+               FROM aclexplode(f.acl) a
+              WHERE a.privilege_type IN ('INSERT', 'UPDATE'))
+  FROM kavach.former f
+  JOIN (VALUES ('budget_policy', 'scope_has_id'), ('budget_limit', 'is_period')) AS n (former, name)
+    ON f.kind = 'TABLE' AND f.name = n.former;
 
 CREATE TABLE kavach.former_access (role regrole, access text);
 
@@ -93,6 +106,59 @@ DROP FUNCTION @extschema@.kavach_authorize(text, text, text, bigint, jsonb, inet
 DROP FUNCTION @extschema@.kavach_check_budget(text, bigint);
 DROP FUNCTION @extschema@.kavach_adjust(text, bigint, text);
 DROP EVENT TRIGGER kavach_guard_ledger;
+
+-- ---- schema.sql ----
+
+-- What scopes, measures and windows there are, and what they are called, is in C (scopes[], measures[], periods[]).
+-- These tell it.
+
+CREATE FUNCTION kavach.scope_has_id(scope text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_scope_has_id';
+
+COMMENT ON FUNCTION kavach.scope_has_id(text) IS
+  'Whether the subjects of a budget''s scope have ids, or it is one pool; NULL where it is no scope.';
+
+CREATE FUNCTION kavach.of_scope(scope text, agent_id text, user_id text, tenant_id text)
+RETURNS text
+LANGUAGE c IMMUTABLE PARALLEL SAFE COST 2
+AS 'MODULE_PATHNAME', 'kavach_of_scope';
+
+COMMENT ON FUNCTION kavach.of_scope(text, text, text, text) IS
+  'The one of these that belongs to the scope; NULL of a scope that has no ids.';
+
+CREATE FUNCTION kavach.policy_scope(agent_id text, user_id text, tenant_id text, "each" text, all_agents boolean)
+RETURNS text
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_policy_scope';
+
+COMMENT ON FUNCTION kavach.policy_scope(text, text, text, text, boolean) IS
+  'The scope of a policy that is for one of these. Errors: 22023 none or several are given, or each is no scope that has ids.';
+
+CREATE FUNCTION kavach.limit_keys(OUT key text, OUT measure text, OUT period text)
+RETURNS SETOF record
+LANGUAGE c IMMUTABLE PARALLEL SAFE ROWS 8
+AS 'MODULE_PATHNAME', 'kavach_limit_keys';
+
+COMMENT ON FUNCTION kavach.limit_keys() IS
+  'What limits there can be: max_tokens_cost_per_hour and so on, as kavach_create_policy takes them and as kavach.budget_limit has them.';
+
+CREATE FUNCTION kavach.is_period(period text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_is_period';
+
+COMMENT ON FUNCTION kavach.is_period(text) IS
+  'Whether limits can have this window.';
+
+CREATE FUNCTION kavach.windows(ts timestamptz, OUT period text, OUT period_start timestamptz, OUT period_end timestamptz)
+RETURNS SETOF record
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE ROWS 4
+AS 'MODULE_PATHNAME', 'kavach_windows';
+
+COMMENT ON FUNCTION kavach.windows(timestamptz) IS
+  'The windows of limits that an instant is in, shortest first, [period_start, period_end) in UTC: the last one from -infinity to NULL.';
 
 -- ---- agent.sql ----
 
@@ -136,10 +202,11 @@ BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     PERFORM kavach.forget_agent(o.agent_id)
        FROM (SELECT p.agent_id FROM kavach.permission p
-              UNION SELECT p.subject FROM kavach.budget_policy p WHERE p.scope = 'agent' AND p.subject IS NOT NULL
-              UNION SELECT b.subject FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)
-                     WHERE p.scope = 'agent' AND b.subject IS NOT NULL) AS o (agent_id)
-      WHERE NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
+              UNION SELECT kavach.of_scope(p.scope, p.subject, NULL, NULL) FROM kavach.budget_policy p
+              UNION SELECT kavach.of_scope(p.scope, b.subject, NULL, NULL)
+                      FROM kavach.budget_baseline b JOIN kavach.budget_policy p USING (policy_id)) AS o (agent_id)
+      WHERE o.agent_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = o.agent_id);
   ELSE
     PERFORM kavach.forget_agent(OLD.agent_id);
   END IF;
@@ -541,6 +608,52 @@ COMMENT ON COLUMN kavach.cache_stats.bytes IS 'What they take of kavach.cache_si
 
 CREATE INDEX budget_baseline_subject_idx ON kavach.budget_baseline (subject);
 
+ALTER TABLE kavach.budget_policy
+  DROP CONSTRAINT budget_policy_scope_check,
+  ADD CONSTRAINT budget_policy_scope_check CHECK (kavach.scope_has_id(scope) IS NOT NULL),
+  DROP CONSTRAINT budget_policy_one_scope,
+  ADD CONSTRAINT budget_policy_one_scope CHECK (
+    CASE WHEN NOT kavach.scope_has_id(scope) THEN subject IS NULL AND NOT each
+         ELSE each = (subject IS NULL) END);
+ALTER TABLE kavach.budget_limit
+  DROP CONSTRAINT budget_limit_period_check,
+  ADD CONSTRAINT budget_limit_period_check CHECK (kavach.is_period(period));
+
+CREATE OR REPLACE FUNCTION kavach.limits(limits jsonb, OUT measure text, OUT period text, OUT amount bigint)
+RETURNS SETOF record
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  given text;
+  value jsonb;
+BEGIN
+  PERFORM kavach.check_object(limits, 'limits');
+  FOR given, value IN SELECT * FROM jsonb_each(limits) LOOP
+    SELECT k.measure, k.period INTO measure, period FROM kavach.limit_keys() k WHERE k.key = given;
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'unrecognized limit "%"', given
+        USING ERRCODE = 'invalid_parameter_value',
+              DETAIL = (SELECT format('Valid limits are %s.', regexp_replace(string_agg(k.key, ', '), '(.*), ', '\1 and ')) FROM kavach.limit_keys() k),
+              HINT = 'To remove a limit, set it to null.';
+    END IF;
+    IF jsonb_typeof(value) = 'number' THEN
+      IF (value #>> '{}')::numeric <> trunc((value #>> '{}')::numeric) OR (value #>> '{}')::numeric < 0 THEN
+        RAISE EXCEPTION 'limit "%" must be a whole number of at least 0', given
+          USING ERRCODE = 'invalid_parameter_value';
+      END IF;
+      amount := (value #>> '{}')::numeric::bigint;
+    ELSIF jsonb_typeof(value) = 'null' THEN
+      amount := NULL;
+    ELSE
+      RAISE EXCEPTION 'limit "%" must be a number or null', given
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN NEXT;
+  END LOOP;
+END
+$$;
+
 CREATE FUNCTION @extschema@.kavach_create_policy(
   agent_id   text DEFAULT NULL,
   user_id    text DEFAULT NULL,
@@ -562,17 +675,7 @@ DECLARE
   created boolean;
   changed boolean := false;
 BEGIN
-  IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
-    RAISE EXCEPTION 'a policy needs exactly one scope'
-      USING ERRCODE = 'invalid_parameter_value',
-            DETAIL = format('%s were given.', num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false))),
-            HINT = 'Give one of agent_id, user_id, tenant_id, each (''agent'', ''user'' or ''tenant'') or all_agents => true.';
-  END IF;
-  IF each NOT IN ('agent', 'user', 'tenant') THEN
-    RAISE EXCEPTION 'unrecognized kind of subject "%"', each
-      USING ERRCODE = 'invalid_parameter_value',
-            DETAIL = 'Valid values of each are agent, user and tenant.';
-  END IF;
+  new.scope := kavach.policy_scope(agent_id, user_id, tenant_id, each, all_agents);
   IF agent_id IS NOT NULL THEN
     PERFORM kavach.check_agent(agent_id);
   END IF;
@@ -592,11 +695,6 @@ BEGIN
   END IF;
 
   new.policy_id := new_id;
-  new.scope := CASE WHEN all_agents THEN 'all'
-                    WHEN agent_id IS NOT NULL THEN 'agent'
-                    WHEN user_id IS NOT NULL THEN 'user'
-                    WHEN tenant_id IS NOT NULL THEN 'tenant'
-                    ELSE each END;
   new.subject := coalesce(agent_id, user_id, tenant_id);
   new.each := each IS NOT NULL;
   new.action := action;
@@ -686,12 +784,12 @@ BEGIN
       USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Leave subject out: only an each policy needs it.';
   END IF;
-  PERFORM kavach.check_id(subject, CASE WHEN policy.scope = 'user' THEN 'user_id' ELSE 'subject' END, required => false);
+  PERFORM kavach.check_id(subject, coalesce(kavach.of_scope(policy.scope, NULL, 'user_id', NULL), 'subject'), required => false);
   IF policy.each AND NOT kavach.is_known(policy.scope, subject) THEN
     RAISE EXCEPTION '% "%" is not known', policy.scope, subject
       USING ERRCODE = 'undefined_object',
-            DETAIL = CASE policy.scope WHEN 'agent' THEN 'There is none, and the ledger holds no usage of it.'
-                                       ELSE 'No agent belongs to it, and the ledger holds no usage of it.' END,
+            DETAIL = coalesce(kavach.of_scope(policy.scope, 'There is none, and the ledger holds no usage of it.', NULL, NULL),
+                              'No agent belongs to it, and the ledger holds no usage of it.'),
             HINT = 'kavach.budget_status lists who has used something, by policy.';
   END IF;
 
@@ -719,11 +817,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  IF EXISTS (SELECT FROM kavach.agent a
-              WHERE CASE scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END = subject) THEN
+  IF EXISTS (SELECT FROM kavach.agent a WHERE kavach.of_scope(scope, a.agent_id, a.user_id, a.tenant_id) = subject) THEN
     RETURN true;
   END IF;
-  RETURN (u.tokens, u.calls) <> (0, 0) FROM kavach.current_usage(scope, subject, 'total', committed => false) u;
+  RETURN (u.tokens, u.calls) <> (0, 0)
+    FROM kavach.windows(kavach.clock_now()) w, kavach.current_usage(scope, subject, w.period, committed => false) u
+   WHERE w.period_end IS NULL;
 END
 $$;
 
@@ -751,15 +850,8 @@ END
 $$;
 
 CREATE OR REPLACE VIEW kavach.budget_status AS
-WITH clock AS (
-  SELECT kavach.clock_now() AT TIME ZONE 'UTC' AS utc
-), win AS (
-  SELECT period,
-         date_trunc(period, utc) AT TIME ZONE 'UTC' AS period_start,
-         (date_trunc(period, utc) + ('1 ' || period)::interval) AT TIME ZONE 'UTC' AS period_end
-    FROM clock, unnest(ARRAY['hour', 'day', 'month']) AS period
-   UNION ALL
-  SELECT 'total', '-infinity', NULL
+WITH win AS (
+  SELECT * FROM kavach.windows(kavach.clock_now())
 ), usage AS MATERIALIZED (
   -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
   SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
@@ -788,7 +880,7 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
     SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
       FROM usage n
      CROSS JOIN LATERAL (
-        SELECT CASE p.scope WHEN 'agent' THEN n.agent_id WHEN 'user' THEN n.user_id ELSE n.tenant_id END AS subject) x
+        SELECT kavach.of_scope(p.scope, n.agent_id, n.user_id, n.tenant_id) AS subject) x
      WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
      GROUP BY x.subject) s
   LEFT JOIN LATERAL (
@@ -1071,9 +1163,9 @@ COMMENT ON VIEW kavach.permissions IS 'What agents may do, for readers.';
 
 CREATE VIEW kavach.policies AS
 SELECT p.policy_id, p.scope, p.subject, p.each, p.action, p.enabled, p.created_at,
-       (SELECT jsonb_object_agg(format('max_%s_%s', CASE l.measure WHEN 'tokens' THEN 'tokens_cost' ELSE l.measure END,
-                                       CASE l.period WHEN 'total' THEN l.period ELSE 'per_' || l.period END), l.amount)
-          FROM kavach.budget_limit l WHERE l.policy_id = p.policy_id) AS limits
+       (SELECT jsonb_object_agg(k.key, l.amount)
+          FROM kavach.budget_limit l JOIN kavach.limit_keys() k USING (measure, period)
+         WHERE l.policy_id = p.policy_id) AS limits
   FROM kavach.budget_policy p;
 
 COMMENT ON VIEW kavach.policies IS 'The budgets with their limits, for readers. How they stand is in kavach.budget_status.';
@@ -1106,8 +1198,8 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now',
-    'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
+    'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
+    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',

@@ -4,14 +4,14 @@
 
 CREATE TABLE kavach.budget_policy (
   policy_id  text PRIMARY KEY,
-  scope      text NOT NULL CHECK (scope IN ('agent', 'user', 'tenant', 'all')),
+  scope      text NOT NULL CHECK (kavach.scope_has_id(scope) IS NOT NULL),
   subject    text,
   each       boolean NOT NULL DEFAULT false,
   action     text NOT NULL DEFAULT 'block' CHECK (action IN ('warn', 'throttle', 'block', 'revoke')),
   enabled    boolean NOT NULL DEFAULT true,
   created_at timestamptz NOT NULL DEFAULT kavach.clock_now(),
   CONSTRAINT budget_policy_one_scope CHECK (
-    CASE WHEN scope = 'all' THEN subject IS NULL AND NOT each
+    CASE WHEN NOT kavach.scope_has_id(scope) THEN subject IS NULL AND NOT each
          ELSE each = (subject IS NULL) END)
 );
 
@@ -32,7 +32,7 @@ COMMENT ON COLUMN kavach.budget_policy.created_at IS 'When it was created.';
 CREATE TABLE kavach.budget_limit (
   policy_id text NOT NULL,
   measure   text NOT NULL CHECK (measure IN ('tokens', 'calls')),
-  period    text NOT NULL CHECK (period IN ('hour', 'day', 'month', 'total')),
+  period    text NOT NULL CHECK (kavach.is_period(period)),
   amount    bigint NOT NULL CHECK (amount >= 0),
   PRIMARY KEY (policy_id, measure, period)
 );
@@ -76,34 +76,30 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-  key text;
+  given text;
   value jsonb;
-  part text[];
 BEGIN
   PERFORM kavach.check_object(limits, 'limits');
-  FOR key, value IN SELECT * FROM jsonb_each(limits) LOOP
-    part := regexp_match(key, '^max_(tokens_cost|calls)_(?:per_(hour|day|month)|(total))$');
-    IF part IS NULL THEN
-      RAISE EXCEPTION 'unrecognized limit "%"', key
+  FOR given, value IN SELECT * FROM jsonb_each(limits) LOOP
+    SELECT k.measure, k.period INTO measure, period FROM kavach.limit_keys() k WHERE k.key = given;
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'unrecognized limit "%"', given
         USING ERRCODE = 'invalid_parameter_value',
-              DETAIL = 'Valid limits are max_tokens_cost_per_hour, max_tokens_cost_per_day, max_tokens_cost_per_month, '
-                       'max_tokens_cost_total, max_calls_per_hour, max_calls_per_day, max_calls_per_month and max_calls_total.',
+              DETAIL = (SELECT format('Valid limits are %s.', regexp_replace(string_agg(k.key, ', '), '(.*), ', '\1 and ')) FROM kavach.limit_keys() k),
               HINT = 'To remove a limit, set it to null.';
     END IF;
     IF jsonb_typeof(value) = 'number' THEN
       IF (value #>> '{}')::numeric <> trunc((value #>> '{}')::numeric) OR (value #>> '{}')::numeric < 0 THEN
-        RAISE EXCEPTION 'limit "%" must be a whole number of at least 0', key
+        RAISE EXCEPTION 'limit "%" must be a whole number of at least 0', given
           USING ERRCODE = 'invalid_parameter_value';
       END IF;
       amount := (value #>> '{}')::numeric::bigint;
     ELSIF jsonb_typeof(value) = 'null' THEN
       amount := NULL;
     ELSE
-      RAISE EXCEPTION 'limit "%" must be a number or null', key
+      RAISE EXCEPTION 'limit "%" must be a number or null', given
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    measure := CASE part[1] WHEN 'calls' THEN 'calls' ELSE 'tokens' END;
-    period := coalesce(part[2], part[3]);
     RETURN NEXT;
   END LOOP;
 END
@@ -177,17 +173,7 @@ DECLARE
   created boolean;
   changed boolean := false;
 BEGIN
-  IF num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false)) <> 1 THEN
-    RAISE EXCEPTION 'a policy needs exactly one scope'
-      USING ERRCODE = 'invalid_parameter_value',
-            DETAIL = format('%s were given.', num_nonnulls(agent_id, user_id, tenant_id, each, nullif(all_agents, false))),
-            HINT = 'Give one of agent_id, user_id, tenant_id, each (''agent'', ''user'' or ''tenant'') or all_agents => true.';
-  END IF;
-  IF each NOT IN ('agent', 'user', 'tenant') THEN
-    RAISE EXCEPTION 'unrecognized kind of subject "%"', each
-      USING ERRCODE = 'invalid_parameter_value',
-            DETAIL = 'Valid values of each are agent, user and tenant.';
-  END IF;
+  new.scope := kavach.policy_scope(agent_id, user_id, tenant_id, each, all_agents);
   IF agent_id IS NOT NULL THEN
     PERFORM kavach.check_agent(agent_id);
   END IF;
@@ -207,11 +193,6 @@ BEGIN
   END IF;
 
   new.policy_id := new_id;
-  new.scope := CASE WHEN all_agents THEN 'all'
-                    WHEN agent_id IS NOT NULL THEN 'agent'
-                    WHEN user_id IS NOT NULL THEN 'user'
-                    WHEN tenant_id IS NOT NULL THEN 'tenant'
-                    ELSE each END;
   new.subject := coalesce(agent_id, user_id, tenant_id);
   new.each := each IS NOT NULL;
   new.action := action;
@@ -396,12 +377,12 @@ BEGIN
       USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Leave subject out: only an each policy needs it.';
   END IF;
-  PERFORM kavach.check_id(subject, CASE WHEN policy.scope = 'user' THEN 'user_id' ELSE 'subject' END, required => false);
+  PERFORM kavach.check_id(subject, coalesce(kavach.of_scope(policy.scope, NULL, 'user_id', NULL), 'subject'), required => false);
   IF policy.each AND NOT kavach.is_known(policy.scope, subject) THEN
     RAISE EXCEPTION '% "%" is not known', policy.scope, subject
       USING ERRCODE = 'undefined_object',
-            DETAIL = CASE policy.scope WHEN 'agent' THEN 'There is none, and the ledger holds no usage of it.'
-                                       ELSE 'No agent belongs to it, and the ledger holds no usage of it.' END,
+            DETAIL = coalesce(kavach.of_scope(policy.scope, 'There is none, and the ledger holds no usage of it.', NULL, NULL),
+                              'No agent belongs to it, and the ledger holds no usage of it.'),
             HINT = 'kavach.budget_status lists who has used something, by policy.';
   END IF;
 
@@ -429,11 +410,12 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  IF EXISTS (SELECT FROM kavach.agent a
-              WHERE CASE scope WHEN 'agent' THEN a.agent_id WHEN 'user' THEN a.user_id ELSE a.tenant_id END = subject) THEN
+  IF EXISTS (SELECT FROM kavach.agent a WHERE kavach.of_scope(scope, a.agent_id, a.user_id, a.tenant_id) = subject) THEN
     RETURN true;
   END IF;
-  RETURN (u.tokens, u.calls) <> (0, 0) FROM kavach.current_usage(scope, subject, 'total', committed => false) u;
+  RETURN (u.tokens, u.calls) <> (0, 0)
+    FROM kavach.windows(kavach.clock_now()) w, kavach.current_usage(scope, subject, w.period, committed => false) u
+   WHERE w.period_end IS NULL;
 END
 $$;
 
@@ -441,15 +423,8 @@ COMMENT ON FUNCTION kavach.is_known(text, text) IS
   'Whether an agent, user or tenant is one that kavach has heard of: by its agents, or else its usage.';
 
 CREATE VIEW kavach.budget_status AS
-WITH clock AS (
-  SELECT kavach.clock_now() AT TIME ZONE 'UTC' AS utc
-), win AS (
-  SELECT period,
-         date_trunc(period, utc) AT TIME ZONE 'UTC' AS period_start,
-         (date_trunc(period, utc) + ('1 ' || period)::interval) AT TIME ZONE 'UTC' AS period_end
-    FROM clock, unnest(ARRAY['hour', 'day', 'month']) AS period
-   UNION ALL
-  SELECT 'total', '-infinity', NULL
+WITH win AS (
+  SELECT * FROM kavach.windows(kavach.clock_now())
 ), usage AS MATERIALIZED (
   -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
   SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
@@ -478,7 +453,7 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
     SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
       FROM usage n
      CROSS JOIN LATERAL (
-        SELECT CASE p.scope WHEN 'agent' THEN n.agent_id WHEN 'user' THEN n.user_id ELSE n.tenant_id END AS subject) x
+        SELECT kavach.of_scope(p.scope, n.agent_id, n.user_id, n.tenant_id) AS subject) x
      WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
      GROUP BY x.subject) s
   LEFT JOIN LATERAL (

@@ -222,9 +222,9 @@ COMMENT ON VIEW kavach.permissions IS 'What agents may do, for readers.';
 
 CREATE VIEW kavach.policies AS
 SELECT p.policy_id, p.scope, p.subject, p.each, p.action, p.enabled, p.created_at,
-       (SELECT jsonb_object_agg(format('max_%s_%s', CASE l.measure WHEN 'tokens' THEN 'tokens_cost' ELSE l.measure END,
-                                       CASE l.period WHEN 'total' THEN l.period ELSE 'per_' || l.period END), l.amount)
-          FROM kavach.budget_limit l WHERE l.policy_id = p.policy_id) AS limits
+       (SELECT jsonb_object_agg(k.key, l.amount)
+          FROM kavach.budget_limit l JOIN kavach.limit_keys() k USING (measure, period)
+         WHERE l.policy_id = p.policy_id) AS limits
   FROM kavach.budget_policy p;
 
 COMMENT ON VIEW kavach.policies IS 'The budgets with their limits, for readers. How they stand is in kavach.budget_status.';

@@ -68,6 +68,57 @@ AS 'MODULE_PATHNAME', 'kavach_month_end';
 COMMENT ON FUNCTION kavach.month_end(int, int) IS
   'The first instant after a UTC month. Errors: 22004 for NULL, 22023 for a month or year that does not exist.';
 
+-- What scopes, measures and windows there are, and what they are called, is in C (scopes[], measures[], periods[]).
+-- These tell it.
+
+CREATE FUNCTION kavach.scope_has_id(scope text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_scope_has_id';
+
+COMMENT ON FUNCTION kavach.scope_has_id(text) IS
+  'Whether the subjects of a budget''s scope have ids, or it is one pool; NULL where it is no scope.';
+
+CREATE FUNCTION kavach.of_scope(scope text, agent_id text, user_id text, tenant_id text)
+RETURNS text
+LANGUAGE c IMMUTABLE PARALLEL SAFE COST 2
+AS 'MODULE_PATHNAME', 'kavach_of_scope';
+
+COMMENT ON FUNCTION kavach.of_scope(text, text, text, text) IS
+  'The one of these that belongs to the scope; NULL of a scope that has no ids.';
+
+CREATE FUNCTION kavach.policy_scope(agent_id text, user_id text, tenant_id text, "each" text, all_agents boolean)
+RETURNS text
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_policy_scope';
+
+COMMENT ON FUNCTION kavach.policy_scope(text, text, text, text, boolean) IS
+  'The scope of a policy that is for one of these. Errors: 22023 none or several are given, or each is no scope that has ids.';
+
+CREATE FUNCTION kavach.limit_keys(OUT key text, OUT measure text, OUT period text)
+RETURNS SETOF record
+LANGUAGE c IMMUTABLE PARALLEL SAFE ROWS 8
+AS 'MODULE_PATHNAME', 'kavach_limit_keys';
+
+COMMENT ON FUNCTION kavach.limit_keys() IS
+  'What limits there can be: max_tokens_cost_per_hour and so on, as kavach_create_policy takes them and as kavach.budget_limit has them.';
+
+CREATE FUNCTION kavach.is_period(period text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_is_period';
+
+COMMENT ON FUNCTION kavach.is_period(text) IS
+  'Whether limits can have this window.';
+
+CREATE FUNCTION kavach.windows(ts timestamptz, OUT period text, OUT period_start timestamptz, OUT period_end timestamptz)
+RETURNS SETOF record
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE ROWS 4
+AS 'MODULE_PATHNAME', 'kavach_windows';
+
+COMMENT ON FUNCTION kavach.windows(timestamptz) IS
+  'The windows of limits that an instant is in, shortest first, [period_start, period_end) in UTC: the last one from -infinity to NULL.';
+
 CREATE FUNCTION kavach.uuid7_ts(id uuid)
 RETURNS timestamptz
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE

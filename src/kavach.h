@@ -118,12 +118,18 @@ typedef int64 Amounts[NUM_MEASURES];
 typedef struct ScopeInfo
 {
 	const char *name;			/* in kavach.budget_policy and kavach.counters */
-	const char *column;			/* of the ledger, with its ids; NULL: has none */
+	const char *column;			/* of tables, with its ids; NULL: has none */
 	bool		indexed;		/* whether that column finds its rows */
 } ScopeInfo;
 
+typedef struct MeasureInfo
+{
+	const char *name;			/* in kavach.budget_limit */
+	const char *argument;		/* in the keys of limits: "max_calls_total" */
+} MeasureInfo;
+
 extern const ScopeInfo scopes[NUM_COUNTED_SCOPES];
-extern const char *const measure_names[NUM_MEASURES];
+extern const MeasureInfo measures[NUM_MEASURES];
 extern const char *const action_names[NUM_ACTIONS];
 extern ScopeKind scope_named(const char *name);
 extern MeasureKind measure_named(const char *name);

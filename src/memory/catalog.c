@@ -31,9 +31,11 @@
 
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "port/atomics.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 #include "memory/cache.h"
 #include "memory/change.h"
@@ -90,7 +92,8 @@ typedef struct AgentPart
 /*
  * What parts are read from, a row each: 1 the agent, 2 a permission, 3 a limit,
  * 4 what was forgiven.  Policies are found by scope and subject, an index each
- * (OFFSET 0 keeps them from being joined in another way).
+ * (OFFSET 0 keeps them from being joined in another way).  %1$s are the scopes,
+ * %2$s those with ids and the ids.
  */
 #define LIMIT_COLUMNS \
 	"SELECT 3 AS part, p.policy_id, p.scope, p.action, l.measure, l.period, p.subject IS NULL AS flag," \
@@ -106,17 +109,17 @@ typedef struct AgentPart
 
 #define LIMITS_OF(subjects) \
 	LIMIT_COLUMNS \
-	"  FROM " subjects \
+	"  FROM " subjects " AS s (scope, subject)" \
 	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject = s.subject OFFSET 0) p" \
 	LIMITS \
 	" UNION ALL " \
 	LIMIT_COLUMNS \
-	"  FROM (VALUES ('agent'), ('user'), ('tenant'), ('all')) AS s (scope)" \
+	"  FROM (VALUES %1$s) AS s (scope)" \
 	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL OFFSET 0) p" \
 	LIMITS \
 	" UNION ALL " \
 	BASELINE_COLUMNS \
-	"  FROM " subjects \
+	"  FROM " subjects " AS s (scope, subject)" \
 	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_baseline n WHERE n.subject = s.subject OFFSET 0) b" \
 	POLICY_OF_BASELINE \
 	" WHERE p.scope = s.scope" \
@@ -125,24 +128,26 @@ typedef struct AgentPart
 	"  FROM (SELECT * FROM kavach.budget_baseline n WHERE n.subject IS NULL OFFSET 0) b" \
 	POLICY_OF_BASELINE
 
+#define PROFILE \
+	"WITH a AS MATERIALIZED (SELECT * FROM kavach.agent WHERE agent_id = $1)" \
+	"SELECT 1 AS part, user_id, tenant_id, status_reason, NULL, NULL, status = 'revoked' AS flag," \
+	"       NULL::bigint AS number, NULL::bigint, NULL::boolean, expires_at, NULL::text[], NULL::jsonb" \
+	"  FROM a" \
+	" UNION ALL " \
+	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL, permission_id, NULL, NULL, NULL, actions, constraints" \
+	"  FROM kavach.permission WHERE agent_id = $1" \
+	" UNION ALL " \
+	LIMITS_OF("a CROSS JOIN LATERAL (VALUES %2$s)") \
+	" ORDER BY part, number"
+
 static Statement find_profile = {
-	.sql = "WITH a AS MATERIALIZED (SELECT * FROM kavach.agent WHERE agent_id = $1)"
-	"SELECT 1 AS part, user_id, tenant_id, status_reason, NULL, NULL, status = 'revoked' AS flag,"
-	"       NULL::bigint AS number, NULL::bigint, NULL::boolean, expires_at, NULL::text[], NULL::jsonb"
-	"  FROM a"
-	" UNION ALL "
-	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL, permission_id, NULL, NULL, NULL, actions, constraints"
-	"  FROM kavach.permission WHERE agent_id = $1"
-	" UNION ALL "
-	LIMITS_OF("a CROSS JOIN LATERAL (VALUES ('agent', a.agent_id), ('user', a.user_id), ('tenant', a.tenant_id)) AS s (scope, subject)")
-	" ORDER BY part, number",
 	.nargs = 1,
 	.argtypes = {TEXTOID},
 };
 
+/* An id for each scope that has any. */
 static Statement find_limits = {
-	.sql = LIMITS_OF("(VALUES ('agent', $1), ('user', $2), ('tenant', $3)) AS s (scope, subject)"),
-	.nargs = 3,
+	.nargs = SCOPE_ALL,
 	.argtypes = {TEXTOID, TEXTOID, TEXTOID},
 };
 
@@ -158,6 +163,55 @@ typedef struct Ids
 {
 	const char *of[NUM_SCOPES];
 } Ids;
+
+/* ---- the statements, from the table of scopes ---- */
+
+static char *
+list_scopes(void)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		appendStringInfo(&list, "%s('%s')", scope == 0 ? "" : ", ", scopes[scope].name);
+	return list.data;
+}
+
+/* Those with ids: these are columns of "a", or parameters. */
+static char *
+list_subjects(bool columns)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int scope = 0; scope < SCOPE_ALL; scope++)
+	{
+		appendStringInfo(&list, "%s('%s', ", scope == 0 ? "" : ", ", scopes[scope].name);
+		if (columns)
+			appendStringInfo(&list, "a.%s)", scopes[scope].column);
+		else
+			appendStringInfo(&list, "$%d)", scope + 1);
+	}
+	return list.data;
+}
+
+static Statement *
+profile_statement(void)
+{
+	if (find_profile.sql == NULL)
+		find_profile.sql = MemoryContextStrdup(TopMemoryContext,
+											   psprintf(PROFILE, list_scopes(), list_subjects(true)));
+	return &find_profile;
+}
+
+static Statement *
+limits_statement(void)
+{
+	if (find_limits.sql == NULL)
+		find_limits.sql = MemoryContextStrdup(TopMemoryContext,
+											  psprintf(LIMITS_OF("(VALUES %2$s)"), list_scopes(), list_subjects(false)));
+	return &find_limits;
+}
 
 /* ---- reading parts from the tables ---- */
 
@@ -424,7 +478,7 @@ read_profile(Lookup *lookup, const char *agent_id)
 	read_generations(lookup);
 	query_begin(&owner);
 	query_avoid_scans();
-	nrows = query_select(&find_profile, values, NULL);
+	nrows = query_select(profile_statement(), values, NULL);
 	found = nrows > 0 && part_of(0) == 1;
 	if (found)
 	{
@@ -447,11 +501,11 @@ static void
 read_limits(Lookup *lookup, const Ids *ids)
 {
 	OwnerRights owner;
-	Datum		values[3];
-	char		nulls[3];
+	Datum		values[SCOPE_ALL];
+	char		nulls[SCOPE_ALL];
 	bool		isnull;
 
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < SCOPE_ALL; i++)
 	{
 		values[i] = text_or_null(ids->of[i], &isnull);
 		nulls[i] = isnull ? 'n' : ' ';
@@ -460,7 +514,7 @@ read_limits(Lookup *lookup, const Ids *ids)
 	read_generations(lookup);
 	query_begin(&owner);
 	query_avoid_scans();
-	take_parts(lookup, ids, SCOPE_AGENT, query_select(&find_limits, values, nulls));
+	take_parts(lookup, ids, SCOPE_AGENT, query_select(limits_statement(), values, nulls));
 	query_end(&owner);
 }
 
@@ -592,16 +646,16 @@ catalog_revoke_agent(const char *agent_id, const char *reason, TimestampTz ts)
 }
 
 /*
- * By agent.  Its policies are locked first, as whoever changes one does: or a
- * limit that is being added would outlast its policy.  What depends on a policy
- * goes before it.
+ * By agent; $2 is its scope.  Its policies are locked first, as whoever changes
+ * one does: or a limit that is being added would outlast its policy.  What
+ * depends on a policy goes before it.
  */
 static Statement forget_agent[] = {
 	{
-		.sql = "SELECT FROM kavach.budget_policy WHERE scope = 'agent' AND subject = $1"
+		.sql = "SELECT FROM kavach.budget_policy WHERE scope = $2 AND subject = $1"
 		" ORDER BY policy_id FOR UPDATE",
-		.nargs = 1,
-		.argtypes = {TEXTOID},
+		.nargs = 2,
+		.argtypes = {TEXTOID, TEXTOID},
 	},
 	{
 		.sql = "DELETE FROM kavach.permission WHERE agent_id = $1",
@@ -610,20 +664,20 @@ static Statement forget_agent[] = {
 	},
 	{
 		.sql = "DELETE FROM kavach.budget_baseline b USING kavach.budget_policy p"
-		" WHERE p.scope = 'agent' AND b.policy_id = p.policy_id AND b.subject = $1",
-		.nargs = 1,
-		.argtypes = {TEXTOID},
+		" WHERE p.scope = $2 AND b.policy_id = p.policy_id AND b.subject = $1",
+		.nargs = 2,
+		.argtypes = {TEXTOID, TEXTOID},
 	},
 	{
 		.sql = "DELETE FROM kavach.budget_limit l USING kavach.budget_policy p"
-		" WHERE p.scope = 'agent' AND p.subject = $1 AND l.policy_id = p.policy_id",
-		.nargs = 1,
-		.argtypes = {TEXTOID},
+		" WHERE p.scope = $2 AND p.subject = $1 AND l.policy_id = p.policy_id",
+		.nargs = 2,
+		.argtypes = {TEXTOID, TEXTOID},
 	},
 	{
-		.sql = "DELETE FROM kavach.budget_policy WHERE scope = 'agent' AND subject = $1",
-		.nargs = 1,
-		.argtypes = {TEXTOID},
+		.sql = "DELETE FROM kavach.budget_policy WHERE scope = $2 AND subject = $1",
+		.nargs = 2,
+		.argtypes = {TEXTOID, TEXTOID},
 	},
 };
 
@@ -632,10 +686,12 @@ static Datum
 kavach_forget_agent_checked(PG_FUNCTION_ARGS)
 {
 	OwnerRights owner;
-	Datum		values[] = {PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0)};
+	Datum		values[2];
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_BOOL(false);
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = CStringGetTextDatum(scopes[SCOPE_AGENT].name);
 	query_begin(&owner);
 	query_avoid_scans();
 	for (int i = 0; i < (int) lengthof(forget_agent); i++)

@@ -7,14 +7,17 @@
  * A window is [start, end).  Tests and the demo set kavach.clock, which stops
  * the clock at an instant; nothing else in kavach asks for the time.
  *
- * Reports get their bounds here.  In a plan whose arguments are no constants
- * they are asked for with every row, so that they cost next to nothing.
+ * Reports get their bounds here, and SQL the windows that there are.  In a plan
+ * whose arguments are no constants bounds are asked for with every row, so that
+ * they cost next to nothing.
  *-------------------------------------------------------------------------
  */
 #include "server/clock.h"
 
 #include "access/xact.h"
+#include "funcapi.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 
 #include "server/argument.h"
 #include "server/compat.h"
@@ -27,16 +30,27 @@ const PeriodInfo periods[NUM_COUNTED_PERIODS] = {
 	[PERIOD_RATE] = {"five_minutes", NULL, RATE_WINDOW},
 };
 
+/* The window of that name that limits may have, or NUM_PERIODS. */
+static int
+find_period(const char *name)
+{
+	int			period = 0;
+
+	while (period < NUM_PERIODS && strcmp(name, periods[period].name) != 0)
+		period++;
+	return period;
+}
+
 PeriodKind
 period_named(const char *name)
 {
-	for (int period = 0; period < NUM_PERIODS; period++)
-		if (strcmp(name, periods[period].name) == 0)
-			return period;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unrecognized period \"%s\"", name)));
-	return 0;					/* keep compiler quiet */
+	int			period = find_period(name);
+
+	if (period == NUM_PERIODS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized period \"%s\"", name)));
+	return period;
 }
 
 static char *clock_setting = NULL;
@@ -46,6 +60,8 @@ ENTRY_POINT(kavach_clock_now, 0, 0);
 ENTRY_POINT(kavach_range_start, 2, 0);
 ENTRY_POINT(kavach_month_start, 2, 0);
 ENTRY_POINT(kavach_month_end, 2, 0);
+ENTRY_POINT(kavach_is_period, 1, 0);
+ENTRY_POINT(kavach_windows, 1, 3);
 
 /*
  * Parses without ereport, since a check hook may run where an error would
@@ -264,7 +280,7 @@ month_arg(FunctionCallInfo fcinfo)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be NULL", PG_ARGISNULL(0) ? "year" : "month")));
+				 PG_ARGISNULL(0) ? errmsg("year must not be NULL") : errmsg("month must not be NULL")));
 	tm.tm_year = PG_GETARG_INT32(0);
 	tm.tm_mon = PG_GETARG_INT32(1);
 	tm.tm_mday = 1;
@@ -291,4 +307,33 @@ static Datum
 kavach_month_end_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(period_end(PERIOD_MONTH, month_arg(fcinfo)));
+}
+
+/* SQL: kavach.is_period(period), which is not NULL */
+static Datum
+kavach_is_period_checked(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(find_period(text_to_cstring(PG_GETARG_TEXT_PP(0))) < NUM_PERIODS);
+}
+
+/* SQL: kavach.windows(ts), which is not NULL */
+static Datum
+kavach_windows_checked(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int period = 0; period < NUM_PERIODS; period++)
+	{
+		TimeRange	window = period_window(period, PG_GETARG_TIMESTAMPTZ(0));
+		Datum		values[3] = {
+			CStringGetTextDatum(periods[period].name),
+			TimestampTzGetDatum(window.start),
+			TimestampTzGetDatum(window.end),
+		};
+		bool		nulls[3] = {false, false, periods[period].length == FOR_EVER};
+
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
 }

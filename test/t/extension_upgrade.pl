@@ -64,7 +64,7 @@ $contents{partitions} = q{SELECT c.oid::regclass, pg_get_expr(c.relpartbound, c.
 
 $node->safe_psql('postgres', q{
 	CREATE ROLE the_app; CREATE ROLE "the_Reader"; CREATE ROLE the_admin; CREATE ROLE the_both;
-	CREATE ROLE the_hand; CREATE ROLE the_second; CREATE ROLE the_half; CREATE ROLE the_bill; CREATE ROLE the_default;
+	CREATE ROLE the_hand; CREATE ROLE the_second; CREATE ROLE the_half; CREATE ROLE the_bill; CREATE ROLE the_default; CREATE ROLE the_writer;
 	CREATE ROLE other SUPERUSER LOGIN});
 
 # fill DATABASE, SCHEMA: 0.1.0, with something of everything. The present library writes its ledger, and gets for that
@@ -85,6 +85,10 @@ sub fill
 		GRANT SELECT (scope) ON kavach.counters TO the_half;
 		GRANT EXECUTE ON FUNCTION kavach_billing_report, kavach.month_start, kavach.month_end TO the_bill;
 		GRANT SELECT ON kavach.ledger TO the_bill;
+		GRANT USAGE ON SCHEMA kavach TO the_writer;
+		GRANT INSERT, UPDATE, SELECT ON kavach.budget_policy, kavach.budget_limit TO the_writer;
+		GRANT EXECUTE ON FUNCTION kavach.clock_now, kavach.current_usage, kavach.uuid7_ts TO the_writer;
+		GRANT SELECT ON kavach.budget_status TO the_writer;
 		SELECT kavach_create_agent('agt_a', 'ann', 'acme', permissions => '[{"resource": "x:*", "actions": ["run"], "constraints": {"max_calls_per_hour": 3}}]', metadata => '{"k": "ü"}'),
 		       kavach_create_agent('agt_b', 'bob', 'acme'), kavach_create_agent('agt_gone', 'bob');
 		SELECT kavach_revoke_agent('agt_gone', 'left');
@@ -166,6 +170,9 @@ foreach my $case ([ 'old', 'public', 'fresh', '' ], [ 'old_app', '"Of the app"',
 			[ q{SET ROLE the_admin; SELECT kavach_create_months('2026-05-01', '2026-06-01'), kavach_drop_agent('agt_b')}, '2|t' ],
 			[ q{SET ROLE "the_Reader"; SELECT agent_id FROM kavach.agents ORDER BY 1}, "agt_a\nagt_gone" ],
 			[ q{SET ROLE the_bill; SELECT user_id, tokens_cost FROM kavach_billing_report(2026, 2)}, 'bob|20' ],
+			[ q{SET ROLE the_writer; UPDATE kavach.budget_policy SET enabled = true; UPDATE kavach.budget_limit SET amount = amount}, '' ],
+			[ q{SET ROLE the_writer; INSERT INTO kavach.budget_policy (policy_id, scope) VALUES ('pol_all', 'all'); INSERT INTO kavach.budget_limit VALUES ('pol_all', 'calls', 'day', 50)}, '' ],
+			[ q{SET ROLE the_writer; SELECT scope, period, amount FROM kavach.budget_status WHERE policy_id = 'pol_all'}, 'all|day|50' ],
 			[ q{SET ROLE pg_monitor; SELECT count(*) > 0 FROM kavach.counters}, 't' ]);
 		like(outcome($copy, 'ALTER SCHEMA kavach RENAME TO other'), qr/42501/, "$copy: the new event trigger is there");
 		is(rows($copy, q{SELECT policy_id, amount, used FROM kavach.budget_status WHERE scope = 'tenant'}) =~ s/^.*,(?=\d+,)//r, '1000,225)', "$copy: the tenant's budget");
