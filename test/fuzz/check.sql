@@ -38,13 +38,14 @@ SELECT 'a ledger row outside of what is documented', l.*
                           ELSE tokens_cost BETWEEN coalesce(min_tokens, tokens_requested) AND tokens_requested END
                WHEN 'usage' THEN
                  result = 'allowed' AND code IN ('recorded', 'over_budget')
-                 AND user_id IS NOT NULL AND action IS NULL AND resource IS NULL AND min_tokens IS NULL
+                 AND user_id IS NOT NULL AND min_tokens IS NULL
+                 AND (settles IS NULL) = (action IS NULL) AND (settles IS NULL) = (resource IS NULL)
                  AND tokens_requested BETWEEN 0 AND 1000000000000000
                  AND (settles IS NULL) = (tokens_released IS NULL)
                  AND tokens_cost = tokens_requested - coalesce(tokens_released, 0)
                WHEN 'adjustment' THEN
                  result = 'allowed' AND code IN ('recorded', 'over_budget')
-                 AND user_id IS NOT NULL AND action IS NULL AND resource IS NULL AND settles IS NULL AND request_id IS NULL
+                 AND user_id IS NOT NULL AND action IS NULL AND resource IS NULL AND settles IS NULL
                  AND octet_length(reason) BETWEEN 1 AND 2048
                  AND tokens_cost <> 0 AND tokens_cost = tokens_requested
                  AND tokens_cost BETWEEN -1000000000000000 AND 1000000000000000 END
