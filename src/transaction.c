@@ -14,10 +14,7 @@
 #include "transaction.h"
 
 #include "access/xact.h"
-#include "lib/ilist.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/memutils.h"
 
 #include "ledger/announce.h"
 #include "ledger/written.h"

@@ -20,7 +20,6 @@
 #include "memory/catalog.h"
 #include "memory/charge.h"
 #include "memory/peek.h"
-#include "server/argument.h"
 #include "server/clock.h"
 
 static void

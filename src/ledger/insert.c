@@ -40,7 +40,6 @@
 #include "ledger/months.h"
 #include "ledger/partition.h"
 #include "ledger/row.h"
-#include "server/argument.h"
 #include "server/compat.h"
 #include "server/lock.h"
 

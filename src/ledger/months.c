@@ -47,9 +47,7 @@ month_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 	TimestampTz ts;
 
 	if (PG_ARGISNULL(argno))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be NULL", name)));
+		refuse_null(name);
 	ts = PG_GETARG_DATEADT(argno) * USECS_PER_DAY;	/* wherever the session is */
 	if (DATE_NOT_FINITE(PG_GETARG_DATEADT(argno)) || ts < CLOCK_START || ts >= CLOCK_END)
 		ereport(ERROR,

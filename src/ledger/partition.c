@@ -28,7 +28,6 @@
 #include "utils/syscache.h"
 
 #include "ledger/announce.h"
-#include "server/argument.h"
 #include "server/clock.h"
 #include "server/query.h"
 

@@ -44,11 +44,11 @@ struct OwnCharge
 	uint32		hash;			/* of the entry's key */
 	int			level;
 	OwnCharge  *outer;			/* the same entry, in an outer level */
+	int			slots;			/* that it has pinned; of a rate: none */
 	union
 	{
 		struct
 		{
-			int			slots;	/* that it has pinned */
 			Amounts		increases[NUM_SLOTS];
 			Amounts		net[NUM_SLOTS];
 		};
@@ -197,7 +197,7 @@ pin(CounterEntry *entry, uint32 hash, OwnCharge *outer, int level)
 	charge->hash = hash;
 	charge->level = level;
 	charge->outer = outer;
-	if (entry->key.scope == SCOPE_PERMISSION)
+	if (counter_is_rate(entry))
 		charge->newest = PG_INT64_MIN / 2;
 	dlist_push_tail(&own_charges, &charge->node);
 	entry->pins++;
@@ -465,7 +465,8 @@ static void
 begin_set(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampTz refund_ts,
 		  const int64 *rated, int nrated)
 {
-	set->ledger = ledger_oid();
+	Oid			ledger = ledger_oid();
+
 	set->ts = ts;
 	set->refund_ts = refund_ts;
 	for (int period = 0; period < NUM_PERIODS; period++)
@@ -477,7 +478,7 @@ begin_set(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampTz 
 	set->rates = nrated > 0 ? palloc0(sizeof(ChargedRate) * nrated) : NULL;
 	for (int i = 0; i < list->count; i++)
 	{
-		counter_make_key(&set->subjects[i].key, set->ledger, &list->subjects[i]);
+		counter_make_key(&set->subjects[i].key, ledger, &list->subjects[i]);
 		set->hashes[i] = counter_hash(&set->subjects[i].key);
 		set->partitions |= PARTITION_BIT(set->hashes[i]);
 	}
@@ -488,7 +489,7 @@ begin_set(CounterSet *set, const SubjectList *list, TimestampTz ts, TimestampTz 
 
 		rate->permission_id = rated[i];
 		pg_lltoa(rated[i], rate->id);
-		counter_make_key(&rate->key, set->ledger, &permission);
+		counter_make_key(&rate->key, ledger, &permission);
 		rate->hash = counter_hash(&rate->key);
 		set->partitions |= PARTITION_BIT(rate->hash);
 	}
@@ -546,7 +547,7 @@ charge_cancel(CounterSet *set)
 		OwnCharge  *charge = dlist_container(OwnCharge, node, dlist_tail_node(&own_charges));
 
 		detach_charge(charge);
-		counter_unpin(charge->entry, charge->hash, charge->entry->key.scope == SCOPE_PERMISSION ? 0 : charge->slots);
+		counter_unpin(charge->entry, charge->slots);
 		free_charge(charge);
 	}
 	counter_unlock(set->partitions);
@@ -758,7 +759,7 @@ settle_rate(OwnCharge *charge, bool commit)
 		if (calls != 0)
 			rate_settle(&charge->entry->rate, window, calls, commit);
 	}
-	counter_unpin(charge->entry, charge->hash, 0);
+	counter_unpin(charge->entry, charge->slots);
 }
 
 static void
@@ -777,13 +778,13 @@ settle_windows(OwnCharge *charge, bool commit)
 				window->used[measure] += charge->net[slot][measure];
 		}
 	}
-	counter_unpin(charge->entry, charge->hash, charge->slots);
+	counter_unpin(charge->entry, charge->slots);
 }
 
 static void
 settle_charge(OwnCharge *charge, bool commit)
 {
-	if (charge->entry->key.scope == SCOPE_PERMISSION)
+	if (counter_is_rate(charge->entry))
 		settle_rate(charge, commit);
 	else
 		settle_windows(charge, commit);
@@ -797,7 +798,7 @@ merge_rate(OwnCharge *charge)
 	follow_ring(outer, charge->newest);
 	for (int slot = 0; slot < RATE_RING; slot++)
 		outer->calls[slot] += charge->calls[slot];
-	counter_unpin(charge->entry, charge->hash, 0);
+	counter_unpin(charge->entry, charge->slots);
 }
 
 static void
@@ -812,7 +813,7 @@ merge_windows(OwnCharge *charge)
 			outer->net[slot][measure] += charge->net[slot][measure];
 		}
 	/* windows that only the inner level has pinned are the outer one's now */
-	counter_unpin(charge->entry, charge->hash, charge->slots & outer->slots);
+	counter_unpin(charge->entry, charge->slots & outer->slots);
 	outer->slots |= charge->slots;
 }
 
@@ -820,7 +821,7 @@ merge_windows(OwnCharge *charge)
 static void
 merge_charge(OwnCharge *charge)
 {
-	if (charge->entry->key.scope == SCOPE_PERMISSION)
+	if (counter_is_rate(charge->entry))
 		merge_rate(charge);
 	else
 		merge_windows(charge);

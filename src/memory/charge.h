@@ -43,7 +43,6 @@ typedef struct ChargedRate
 /* All that a call charges: its subjects in the windows of ts, and its rates. */
 typedef struct CounterSet
 {
-	Oid			ledger;
 	TimestampTz ts;
 	TimestampTz starts[NUM_PERIODS];	/* of the windows of ts */
 	TimestampTz refund_ts;		/* whose windows a refund counts in */

@@ -318,8 +318,8 @@ leave(CounterEntry *entry)
 		count_spares(&key);
 }
 
-static bool
-is_rate(const CounterEntry *entry)
+bool
+counter_is_rate(const CounterEntry *entry)
 {
 	return entry->key.scope == SCOPE_PERMISSION;
 }
@@ -328,7 +328,7 @@ is_rate(const CounterEntry *entry)
 static bool
 is_alone(const CounterEntry *entry)
 {
-	return is_rate(entry) || entry->windows.spares == 0;
+	return counter_is_rate(entry) || entry->windows.spares == 0;
 }
 
 /* Removes up to "wanted" entries of a partition; returns how many. */
@@ -535,7 +535,7 @@ is_empty(const CounterEntry *entry)
 void
 counter_tidy(CounterEntry *entry)
 {
-	if (is_rate(entry))
+	if (counter_is_rate(entry))
 	{
 		if (entry->pins == 0 && (!entry->rate.loaded || entry->rate.outdated))
 			leave(entry);
@@ -554,10 +554,10 @@ counter_tidy(CounterEntry *entry)
  * then goes: the entry may be gone.
  */
 void
-counter_unpin(CounterEntry *entry, uint32 hash, int slots)
+counter_unpin(CounterEntry *entry, int slots)
 {
 	entry->pins--;
-	for (int slot = 0; slot < NUM_SLOTS && !is_rate(entry); slot++)
+	for (int slot = 0; slot < NUM_SLOTS; slot++)
 		if (slots & SLOT_BIT(slot))
 			entry->windows.users[slot]--;
 	counter_tidy(entry);

@@ -121,11 +121,12 @@ extern void counter_make_room(void);
 extern bool counter_find_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place);
 extern bool counter_enter_window(CounterEntry *first, PeriodKind period, TimestampTz start, WindowPlace *place);
 extern bool counter_is_later(const CounterEntry *first, TimestampTz start);
+extern bool counter_is_rate(const CounterEntry *entry);
 extern bool counter_is_loaded(WindowPlace place);
 extern void counter_install(WindowPlace place, const Usage *usage);
 extern void counter_doubt(WindowPlace place);
 extern void counter_tidy(CounterEntry *entry);
-extern void counter_unpin(CounterEntry *entry, uint32 hash, int slots);
+extern void counter_unpin(CounterEntry *entry, int slots);
 extern void counter_note_load(void);
 
 extern CounterStats counter_stats(void);

@@ -138,7 +138,7 @@ kavach_counters_checked(PG_FUNCTION_ARGS)
 	copies = counter_copy_all(ledger_oid(), &count);
 	for (long i = 0; i < count; i++)
 	{
-		if (copies[i].key.scope == SCOPE_PERMISSION)
+		if (counter_is_rate(&copies[i]))
 			put_rate(result, &copies[i]);
 		else
 			put_windows(result, &copies[i]);

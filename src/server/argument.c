@@ -21,7 +21,7 @@
 ENTRY_POINT(kavach_check_id, 4, 0);
 ENTRY_POINT(kavach_audit_limit, 3, 0);
 
-static void
+void
 refuse_null(const char *name)
 {
 	ereport(ERROR,
