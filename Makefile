@@ -72,6 +72,7 @@ SQL_PARTS = \
 	sql/agent.sql \
 	sql/permission.sql \
 	sql/ledger.sql \
+	sql/batch.sql \
 	sql/counter.sql \
 	sql/policy.sql \
 	sql/authorize.sql \

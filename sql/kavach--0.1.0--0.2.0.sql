@@ -565,22 +565,199 @@ COMMENT ON FUNCTION @extschema@.kavach_create_months(date, date) IS
 first, last: any day of the first and of the last month, at most 240 months.
 Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
 
--- Nothing is looked for by batch yet. What is not as kavach made it stays.
+COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
+
+-- ---- batch.sql ----
+
+CREATE SEQUENCE kavach.batch_number;
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.batch_number', '');
+
+COMMENT ON SEQUENCE kavach.batch_number IS 'Numbers of batches; gaps mean nothing.';
+
+CREATE FUNCTION kavach.current_batch()
+RETURNS bigint
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_current_batch';
+
+COMMENT ON FUNCTION kavach.current_batch() IS
+  'The number of the batch that is open now, which stays open until this (sub)transaction ends. The default of kavach.audit_log.batch: rows that are put in by hand register as calls do.';
+
+ALTER TABLE kavach.audit_log ALTER batch SET DEFAULT kavach.current_batch();
+
+CREATE TABLE kavach.tail (
+  singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+  high bigint NOT NULL,
+  open bigint[] NOT NULL
+);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.tail', '');
+
+COMMENT ON TABLE kavach.tail IS 'One row: which batches are not in the rollups yet. Without it, none is.';
+COMMENT ON COLUMN kavach.tail.singleton IS 'There is one row only.';
+COMMENT ON COLUMN kavach.tail.high IS 'No batch beyond this one is in the rollups.';
+COMMENT ON COLUMN kavach.tail.open IS 'Nor are these, before it.';
+
+CREATE TABLE kavach.batch (
+  batch       bigint NOT NULL,
+  month       date NOT NULL,
+  rows        bigint NOT NULL,
+  calls       bigint NOT NULL,
+  tokens_cost numeric NOT NULL,
+  first_ts    timestamptz NOT NULL,
+  last_ts     timestamptz NOT NULL,
+  closed_at   timestamptz NOT NULL,
+  seal_no     bigint NOT NULL UNIQUE,
+  seal        bytea,
+  PRIMARY KEY (batch, month)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.batch', '');
+
+COMMENT ON TABLE kavach.batch IS 'Closed batches, a row for each month that they have rows in.';
+COMMENT ON COLUMN kavach.batch.batch IS 'The number that its rows in kavach.audit_log have.';
+COMMENT ON COLUMN kavach.batch.month IS 'The UTC month of the rows, its first day.';
+COMMENT ON COLUMN kavach.batch.rows IS 'How many rows there are.';
+COMMENT ON COLUMN kavach.batch.calls IS 'How many of them are authorize decisions.';
+COMMENT ON COLUMN kavach.batch.tokens_cost IS 'sum(tokens_cost) over them.';
+COMMENT ON COLUMN kavach.batch.first_ts IS 'The ts of the earliest.';
+COMMENT ON COLUMN kavach.batch.last_ts IS 'The ts of the latest.';
+COMMENT ON COLUMN kavach.batch.closed_at IS 'When it was closed.';
+COMMENT ON COLUMN kavach.batch.seal_no IS 'The order of closing, without gaps: who has seen one has seen all before it.';
+COMMENT ON COLUMN kavach.batch.seal IS 'Reserved.';
+
+-- NULLs are alike: of an unknown agent, a user without tenant, a call whose model is not known.
+
+CREATE TABLE kavach.usage_daily (
+  day                date NOT NULL,
+  tenant_id          text,
+  user_id            text,
+  agent_id           text,
+  provider           text,
+  model              text,
+  calls              bigint NOT NULL,
+  denied             bigint NOT NULL,
+  calls_without_cost bigint NOT NULL,
+  tokens_cost        numeric NOT NULL,
+  tokens_input       numeric NOT NULL,
+  tokens_output      numeric NOT NULL,
+  tokens_cache_read  numeric NOT NULL,
+  tokens_cache_write numeric NOT NULL,
+  cost               numeric NOT NULL,
+  UNIQUE NULLS NOT DISTINCT (agent_id, day, user_id, tenant_id, provider, model)
+) WITH (fillfactor = 70);
+
+CREATE TABLE kavach.usage_monthly (
+  month              date NOT NULL,
+  tenant_id          text,
+  user_id            text,
+  agent_id           text,
+  provider           text,
+  model              text,
+  calls              bigint NOT NULL,
+  denied             bigint NOT NULL,
+  calls_without_cost bigint NOT NULL,
+  tokens_cost        numeric NOT NULL,
+  tokens_input       numeric NOT NULL,
+  tokens_output      numeric NOT NULL,
+  tokens_cache_read  numeric NOT NULL,
+  tokens_cache_write numeric NOT NULL,
+  cost               numeric NOT NULL,
+  UNIQUE NULLS NOT DISTINCT (agent_id, month, user_id, tenant_id, provider, model)
+) WITH (fillfactor = 70);
+
+CREATE INDEX usage_daily_day_idx ON kavach.usage_daily (day);
+CREATE INDEX usage_daily_user_id_day_idx ON kavach.usage_daily (user_id, day);
+CREATE INDEX usage_daily_tenant_id_day_idx ON kavach.usage_daily (tenant_id, day);
+CREATE INDEX usage_monthly_month_idx ON kavach.usage_monthly (month);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.usage_daily', '');
+SELECT pg_catalog.pg_extension_config_dump('kavach.usage_monthly', '');
+
+COMMENT ON TABLE kavach.usage_daily IS 'What closed batches add up to, by UTC day.';
+COMMENT ON TABLE kavach.usage_monthly IS 'What closed batches add up to, by UTC month.';
+COMMENT ON COLUMN kavach.usage_daily.day IS 'The UTC day of the rows.';
+COMMENT ON COLUMN kavach.usage_monthly.month IS 'The UTC month of the rows, its first day.';
+
 DO $$
 DECLARE
-  made record;
+  c record;
 BEGIN
-  FOR made IN
-    SELECT i.indexrelid::regclass AS index
-      FROM pg_inherits h
-      JOIN pg_index i ON i.indrelid = h.inhrelid
-      JOIN pg_class c ON c.oid = i.indexrelid
-     WHERE h.inhparent = 'kavach.audit_log'::regclass
-       AND c.relname ~ '^audit_log_\d{4}_\d{2}_batch_idx$'
-       AND pg_get_indexdef(i.indexrelid) LIKE '% USING btree (batch)'
-       AND NOT i.indisunique
+  FOR c IN
+    SELECT t.name AS relation, v.name, v.text
+      FROM (VALUES ('usage_daily'), ('usage_monthly')) AS t (name),
+           (VALUES ('tenant_id', 'The agent''s tenant at that time.'),
+                   ('user_id', 'The agent''s owner at that time; NULL for unknown agents.'),
+                   ('agent_id', 'Who called; NULL for unknown agents, all of them.'),
+                   ('provider', 'Who served the calls; NULL: not known, or not settled.'),
+                   ('model', 'The model that served them; NULL: not known, or not settled.'),
+                   ('calls', 'Authorize decisions.'),
+                   ('denied', 'Those refused.'),
+                   ('calls_without_cost', 'Those admitted that gave no cost.'),
+                   ('tokens_cost', 'sum(tokens_cost) over the rows. What a settlement replaces was charged without a model.'),
+                   ('tokens_input', 'Input tokens, as far as known.'),
+                   ('tokens_output', 'Output tokens, as far as known.'),
+                   ('tokens_cache_read', 'Tokens read from a cache, as far as known.'),
+                   ('tokens_cache_write', 'Tokens written to a cache, as far as known.'),
+                   ('cost', 'The price of it, as far as known.')) AS v (name, text)
   LOOP
-    EXECUTE format('DROP INDEX %s', made.index);
+    EXECUTE format('COMMENT ON COLUMN kavach.%I.%I IS %L', c.relation, c.name, c.text);
+  END LOOP;
+END
+$$;
+
+CREATE TABLE kavach.usage_scope (
+  scope   text NOT NULL,
+  subject text NOT NULL,
+  period  text NOT NULL,
+  start   timestamptz NOT NULL,
+  tokens  numeric NOT NULL,
+  calls   bigint NOT NULL,
+  PRIMARY KEY (scope, subject, period, start)
+) WITH (fillfactor = 70);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.usage_scope', '');
+
+COMMENT ON TABLE kavach.usage_scope IS 'What closed batches add up to in the windows of limits: what counters are loaded from.';
+COMMENT ON COLUMN kavach.usage_scope.scope IS 'Whose usage it is: as in kavach.budget_policy.';
+COMMENT ON COLUMN kavach.usage_scope.subject IS 'The id of whose usage it is; empty for all agents.';
+COMMENT ON COLUMN kavach.usage_scope.period IS 'The kind of window: as in kavach.budget_limit.';
+COMMENT ON COLUMN kavach.usage_scope.start IS 'Start of the window (UTC); -infinity for total. Hours of agents go after two days.';
+COMMENT ON COLUMN kavach.usage_scope.tokens IS 'Tokens charged in it, where a settlement gives back in the window of what it settles (kavach.charged_at).';
+COMMENT ON COLUMN kavach.usage_scope.calls IS 'Calls admitted in it.';
+
+CREATE TABLE kavach.open_authorization (
+  id uuid PRIMARY KEY
+);
+
+SELECT pg_catalog.pg_extension_config_dump('kavach.open_authorization', '');
+
+COMMENT ON TABLE kavach.open_authorization IS 'Among which authorizations of closed batches those are that nobody has settled: kavach.unsettled looks at these.';
+COMMENT ON COLUMN kavach.open_authorization.id IS 'The id of the authorization.';
+
+CREATE FUNCTION kavach.close_batches()
+RETURNS bigint
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_close_batches';
+
+COMMENT ON FUNCTION kavach.close_batches() IS
+'Opens the next batch and closes those before that no transaction can add to any more; returns how many rows these have. The worker does that all the time; to be seen at once.
+Errors: 25006 read-only.';
+
+-- Rows of a batch are found by an index of each month, where kavach has made one that lacks it.
+DO $$
+DECLARE
+  month record;
+BEGIN
+  FOR month IN
+    SELECT c.relname AS name
+      FROM pg_inherits h
+      JOIN pg_class c ON c.oid = h.inhrelid
+     WHERE h.inhparent = 'kavach.audit_log'::regclass AND c.relkind = 'r'
+       AND c.relnamespace = 'kavach'::regnamespace AND c.relname ~ '^audit_log_\d{4}_\d{2}$'
+       AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND pg_get_indexdef(i.indexrelid) LIKE '% USING btree (batch)')
+  LOOP
+    EXECUTE format('CREATE INDEX %I ON kavach.%I (batch)', month.name || '_batch_idx', month.name);
   END LOOP;
 END
 $$;

@@ -9,7 +9,7 @@
 CREATE TABLE kavach.audit_log (
   id                 uuid NOT NULL,
   ts                 timestamptz NOT NULL,
-  batch              bigint NOT NULL DEFAULT 0,
+  batch              bigint NOT NULL,
   kind               text NOT NULL CHECK (kind IN ('authorize', 'usage', 'adjustment')),
   agent_id           text NOT NULL,
   user_id            text,
@@ -42,7 +42,7 @@ CREATE TABLE kavach.audit_log (
 COMMENT ON TABLE kavach.audit_log IS 'The ledger: one row per decision or usage record, append-only, partitioned by month. Reports read it as kavach.ledger.';
 COMMENT ON COLUMN kavach.audit_log.id IS 'UUIDv7 (RFC 9562): sorts by time.';
 COMMENT ON COLUMN kavach.audit_log.ts IS 'Clock time of the call: decides its windows and its month.';
-COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 as long as there are none.';
+COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
 COMMENT ON COLUMN kavach.audit_log.kind IS 'authorize, usage or adjustment.';
 COMMENT ON COLUMN kavach.audit_log.agent_id IS 'Who called, as the caller named it.';
 COMMENT ON COLUMN kavach.audit_log.user_id IS 'The agent''s owner at that time; NULL for an unknown agent.';

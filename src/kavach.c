@@ -32,6 +32,8 @@
  *	ledger.c		how rows are written and found; UUIDv7
  *	insert.c		the way of a row straight into its partition
  *	months.c		has the partition of a month there when it is needed
+ *	batch.c			which batch a row belongs to, and when it is closed
+ *	rollup.c		folds closed batches into the rollups
  *	worker.c		the background worker that makes partitions
  *	partition.c		how partitions are found and made
  *	announce.c		makes new ones known to all sessions
@@ -63,6 +65,7 @@
 #include "utils/guc.h"
 
 #include "ledger/announce.h"
+#include "ledger/batch.h"
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
 #include "ledger/written.h"
@@ -87,9 +90,10 @@ request_shmem(void)
 		previous_shmem_request();
 	RequestAddinShmemSpace(add_size(counter_shmem_size(),
 									add_size(change_shmem_size(), announce_shmem_size())));
-	RequestAddinShmemSpace(cache_shmem_size());
+	RequestAddinShmemSpace(add_size(cache_shmem_size(), batch_shmem_size()));
 	counter_request_locks();
 	cache_request_locks();
+	batch_request_locks();
 }
 
 static void
@@ -102,6 +106,7 @@ startup_shmem(void)
 	change_shmem_startup();
 	cache_shmem_startup();
 	announce_shmem_startup();
+	batch_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 	if (!IsUnderPostmaster)
 		counter_warn_if_small();

@@ -32,6 +32,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "ledger/batch.h"
 #include "ledger/guard.h"
 #include "ledger/insert.h"
 #include "ledger/lookup.h"
@@ -268,6 +269,7 @@ void
 ledger_append(LedgerRow *row)
 {
 	row->id = uuid7(row->ts);
+	row->batch = batch_register(ledger_oid());
 	if (row->settles != NULL || (row->request_id != NULL && strcmp(row->result, "allowed") == 0))
 		insert_unique(row);
 	else

@@ -22,7 +22,7 @@ typedef struct LedgerRow
 {
 	pg_uuid_t	id;				/* made by ledger_append */
 	TimestampTz ts;
-	int64		batch;			/* 0 as long as there are none */
+	int64		batch;			/* made by ledger_append, too */
 	LedgerKind	kind;
 	const char *agent_id;
 	const char *user_id;

@@ -45,18 +45,23 @@ static LOCKTAG passing[4];
 static int	npassing = 0;
 
 static LOCKTAG
-lock_tag(int class, const char *id)
+number_tag(int class, uint64 number)
 {
 	LOCKTAG		tag;
-	uint64		hash = id ? hash_bytes_extended((const unsigned char *) id, strlen(id), 0) : 0;
 
 	tag.locktag_field1 = MyDatabaseId;
-	tag.locktag_field2 = (uint32) (hash >> 32);
-	tag.locktag_field3 = (uint32) hash;
+	tag.locktag_field2 = (uint32) (number >> 32);
+	tag.locktag_field3 = (uint32) number;
 	tag.locktag_field4 = class;
 	tag.locktag_type = LOCKTAG_USERLOCK;
 	tag.locktag_lockmethodid = USER_LOCKMETHOD;
 	return tag;
+}
+
+static LOCKTAG
+lock_tag(int class, const char *id)
+{
+	return number_tag(class, id ? hash_bytes_extended((const unsigned char *) id, strlen(id), 0) : 0);
 }
 
 /*
@@ -208,6 +213,36 @@ lock_wait(int class, const char *id)
 
 	(void) take(&tag, ShareLock, false);
 	give_back(&tag, ShareLock);
+}
+
+/* ---- locks on numbers, which pg_locks shows ---- */
+
+/* Waits for the lock on (class, number), to the end of the (sub)transaction. */
+void
+lock_number(int class, int64 number, LOCKMODE mode)
+{
+	LOCKTAG		tag = number_tag(class, number);
+
+	(void) take(&tag, mode, false);
+}
+
+void
+unlock_number(int class, int64 number, LOCKMODE mode)
+{
+	LOCKTAG		tag = number_tag(class, number);
+
+	give_back(&tag, mode);
+}
+
+/* Whether another transaction that has not ended holds (class, number), in any mode. */
+bool
+lock_is_held(int class, int64 number)
+{
+	LOCKTAG		tag = number_tag(class, number);
+	int			count;
+
+	pfree(GetLockConflicts(&tag, AccessExclusiveLock, &count));
+	return count > 0;
 }
 
 /* Before the first lock of a call: what an earlier one left behind, failing, is gone. */

@@ -17,6 +17,9 @@ typedef enum LockClass
 	LOCK_REVOKE,
 	LOCK_PARTITION,
 	LOCK_MONTH,					/* of rows whose own locks are not kept */
+	LOCK_BATCH,					/* + a number, as the next two */
+	LOCK_DRAW,					/* who draws a number, and has not locked it */
+	LOCK_CLOSE,					/* who closes batches */
 	LOCK_LOAD					/* + ScopeKind; comes last */
 } LockClass;
 
@@ -30,6 +33,9 @@ extern bool lock_hold(int class, const char *id);
 extern void lock_mark(int class, const char *id);
 extern bool lock_is_marked(int class, const char *id);
 extern void lock_wait(int class, const char *id);
+extern void lock_number(int class, int64 number, LOCKMODE mode);
+extern void unlock_number(int class, int64 number, LOCKMODE mode);
+extern bool lock_is_held(int class, int64 number);
 extern void lock_begin_call(void);
 extern void lock_end_call(void);
 extern void lock_end_transaction(void);

@@ -1,0 +1,364 @@
+/*-------------------------------------------------------------------------
+ * batch.c
+ *		Batches of the ledger: which one a row belongs to, and when it is closed.
+ *
+ * Rows commit out of order, so that "all up to some time" is never a safe cut.
+ * A batch is: each row has the number that was current when it was written, and
+ * its (sub)transaction a lock on that number until it ends (batch_register).
+ * The lock manager is the register: once the current number has moved on, and
+ * nobody holds the lock on one, every row of that is committed and visible, or
+ * gone, since locks are given back after a commit is visible.  Nobody queues for
+ * the lock, so that nobody waits.
+ *
+ * A caller reads the current number, locks it, and reads again: if it has moved
+ * meanwhile, the next one is taken.  Having locked the former, too, does no
+ * harm.  So who moves it on first, and then finds a number without a lock, knows
+ * that no row can get it any more.
+ *
+ * Batches are closed in the order in which they finish.  Closing is one
+ * transaction, for all that are ready: rollups (rollup.c) and kavach.tail, which
+ * says what is not in them, change together.  Whoever reads rollups and the rows
+ * of the tail in one snapshot sees each row once.  As closers take turns
+ * (LOCK_CLOSE), each sees the tail that the one before has left.
+ *
+ * Numbers come from a sequence, gaps do not matter.  The current one is in shared
+ * memory, a slot for each database; a slot that is new begins with a new number,
+ * so that those which a crash or a restore has left open have no holder.
+ * Where there is no slot (no preload, or a thousand databases), each
+ * registration draws a number of its own; the lock on LOCK_DRAW keeps who closes
+ * from looking between the drawing and the lock.
+ *-------------------------------------------------------------------------
+ */
+#include "ledger/batch.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "ledger/rollup.h"
+#include "server/argument.h"
+#include "server/lock.h"
+#include "server/query.h"
+
+#define NUM_SLOTS	1024
+
+/* Of a database; "ledger" is written last, and read first. */
+typedef struct BatchSlot
+{
+	Oid			database;		/* InvalidOid: free */
+	Oid			ledger;
+	pg_atomic_uint64 current;
+	pg_atomic_uint64 first;		/* the first number since the server's start */
+	pg_atomic_uint32 used;		/* whether somebody has registered since it was moved on */
+} BatchSlot;
+
+typedef struct BatchShared
+{
+	BatchSlot	slots[NUM_SLOTS];
+} BatchShared;
+
+static BatchShared *shared = NULL;
+static LWLock *slots_lock = NULL;	/* who takes a slot, or moves a number on */
+static BatchSlot *own_slot = NULL;	/* of this database */
+
+ENTRY_POINT(kavach_current_batch, 0, 0);
+ENTRY_POINT(kavach_close_batches, 0, 0);
+
+/* ---- shared memory ---- */
+
+Size
+batch_shmem_size(void)
+{
+	return MAXALIGN(sizeof(BatchShared));
+}
+
+void
+batch_request_locks(void)
+{
+	RequestNamedLWLockTranche("kavach_batch", 1);
+}
+
+/* Called with AddinShmemInitLock held. */
+void
+batch_shmem_startup(void)
+{
+	bool		found;
+
+	shared = ShmemInitStruct("kavach batches", sizeof(BatchShared), &found);
+	slots_lock = &GetNamedLWLockTranche("kavach_batch")[0].lock;
+	if (found)
+		return;
+	memset(shared, 0, sizeof(BatchShared));
+	for (int i = 0; i < NUM_SLOTS; i++)
+	{
+		pg_atomic_init_u64(&shared->slots[i].current, 0);
+		pg_atomic_init_u64(&shared->slots[i].first, 0);
+		pg_atomic_init_u32(&shared->slots[i].used, 0);
+	}
+}
+
+/* ---- numbers ---- */
+
+static int64
+draw_number(void)
+{
+	return nextval_internal(get_relname_relid("batch_number", get_namespace_oid("kavach", false)), false);
+}
+
+/* This database's slot, or the first free one; NULL where there is none. */
+static BatchSlot *
+find_slot(void)
+{
+	for (int i = 0; i < NUM_SLOTS; i++)
+		if (shared->slots[i].database == MyDatabaseId || !OidIsValid(shared->slots[i].database))
+			return &shared->slots[i];
+	return NULL;
+}
+
+/*
+ * Gives the ledger of this database a slot, unless somebody just has.  One that
+ * another ledger had is free: it has been dropped, or that is yet to commit, and
+ * whoever was there first has locked it.
+ */
+static BatchSlot *
+take_slot(Oid ledger)
+{
+	int64		number = draw_number();
+	BatchSlot  *slot;
+
+	LWLockAcquire(slots_lock, LW_EXCLUSIVE);
+	slot = find_slot();
+	if (slot != NULL && (slot->database != MyDatabaseId || slot->ledger != ledger))
+	{
+		slot->database = MyDatabaseId;
+		pg_atomic_write_u64(&slot->current, number);
+		pg_atomic_write_u64(&slot->first, number);
+		pg_atomic_write_u32(&slot->used, 1);	/* what was left open before */
+		pg_write_barrier();
+		slot->ledger = ledger;
+	}
+	LWLockRelease(slots_lock);
+	return slot;
+}
+
+static BatchSlot *
+slot_of(Oid ledger)
+{
+	if (shared == NULL)
+		return NULL;
+	if (own_slot == NULL || own_slot->ledger != ledger)
+		own_slot = take_slot(ledger);
+	return own_slot;
+}
+
+/* Draws a number, and locks it before anybody who closes can look at it. */
+static int64
+register_own(void)
+{
+	int64		number;
+
+	lock_number(LOCK_DRAW, 0, ShareLock);
+	number = draw_number();
+	lock_number(LOCK_BATCH, number, ShareLock);
+	unlock_number(LOCK_DRAW, 0, ShareLock);
+	return number;
+}
+
+/*
+ * The batch that rows written now belong to.  It stays open until this
+ * (sub)transaction ends.
+ */
+int64
+batch_register(Oid ledger)
+{
+	BatchSlot  *slot = slot_of(ledger);
+	int64		number;
+
+	if (slot == NULL)
+		return register_own();
+	do
+	{
+		number = pg_atomic_read_u64(&slot->current);
+		lock_number(LOCK_BATCH, number, ShareLock);
+		pg_memory_barrier();
+	} while (number != (int64) pg_atomic_read_u64(&slot->current));
+	if (pg_atomic_read_u32(&slot->used) == 0)
+		pg_atomic_write_u32(&slot->used, 1);
+	return number;
+}
+
+/* The number that rows get now, or may have got already; PG_INT64_MAX where that is not known.  Allocates nothing. */
+int64
+batch_current(Oid ledger)
+{
+	if (own_slot == NULL || own_slot->ledger != ledger)
+		return PG_INT64_MAX;
+	return pg_atomic_read_u64(&own_slot->current);
+}
+
+/* The first number since the server's start; PG_INT64_MAX where that is not known. */
+int64
+batch_first(Oid ledger)
+{
+	if (own_slot == NULL || own_slot->ledger != ledger)
+		return PG_INT64_MAX;
+	return pg_atomic_read_u64(&own_slot->first);
+}
+
+/* SQL: kavach.current_batch() */
+static Datum
+kavach_current_batch_checked(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(batch_register(ledger_oid()));
+}
+
+/* ---- closing ---- */
+
+/*
+ * Moves the current number on, if somebody has used it, and returns it: what
+ * comes before can get no registration any more.
+ */
+static int64
+move_on(Oid ledger)
+{
+	BatchSlot  *slot = slot_of(ledger);
+	int64		number;
+
+	if (slot == NULL)
+	{
+		lock_number(LOCK_DRAW, 0, ExclusiveLock);
+		number = draw_number();
+		unlock_number(LOCK_DRAW, 0, ExclusiveLock);
+		return number;
+	}
+	if (pg_atomic_read_u32(&slot->used) == 0)
+		return pg_atomic_read_u64(&slot->current);
+	number = draw_number();
+	pg_atomic_write_u32(&slot->used, 0);
+	pg_write_barrier();
+	pg_atomic_write_u64(&slot->current, number);
+	pg_memory_barrier();
+	return number;
+}
+
+static Statement read_tail = {
+	.sql = "SELECT high, open FROM kavach.tail",
+};
+
+static Statement write_tail = {
+	.sql = "INSERT INTO kavach.tail (high, open) VALUES ($1, $2)"
+	" ON CONFLICT (singleton) DO UPDATE SET high = excluded.high, open = excluded.open",
+	.nargs = 2,
+	.argtypes = {INT8OID, INT8ARRAYOID},
+};
+
+/* Where there is none yet: rows of before there were batches have number 0. */
+static const BatchTail no_tail = {-1, 0, NULL};
+
+static BatchTail
+current_tail(void)
+{
+	BatchTail	tail = no_tail;
+	Datum	   *numbers;
+	bool		isnull;
+
+	if (query_select(&read_tail, NULL, NULL) == 0)
+		return tail;
+	tail.high = query_int64(0, 1).value;
+	deconstruct_array(DatumGetArrayTypeP(query_datum(0, 2, &isnull)), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+					  TYPALIGN_DOUBLE, &numbers, NULL, &tail.nopen);
+	tail.open = palloc(sizeof(int64) * Max(tail.nopen, 1));
+	for (int i = 0; i < tail.nopen; i++)
+		tail.open[i] = DatumGetInt64(numbers[i]);
+	return tail;
+}
+
+static void
+save_tail(const BatchTail *tail)
+{
+	Datum	   *numbers = palloc(sizeof(Datum) * Max(tail->nopen, 1));
+	Datum		values[2];
+
+	for (int i = 0; i < tail->nopen; i++)
+		numbers[i] = Int64GetDatum(tail->open[i]);
+	values[0] = Int64GetDatum(tail->high);
+	values[1] = PointerGetDatum(construct_array(numbers, tail->nopen, INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+												TYPALIGN_DOUBLE));
+	(void) query_execute(&write_tail, values, NULL);
+}
+
+/*
+ * Divides the batches that are not in the rollups into those that nobody can
+ * add to, and those that are left.  "next" is the current one.  From the newest
+ * on: who holds several has them all until he ends, so that what is open of his
+ * is not older than what is closed.
+ */
+static void
+divide(const BatchTail *tail, int64 next, BatchTail *left, int64 **ready, int *nready)
+{
+	int64		ncandidates = tail->nopen + (next - 1 - tail->high);
+	int64	   *open = palloc_extended(sizeof(int64) * (ncandidates + 1), MCXT_ALLOC_HUGE);
+	int64		first_open = ncandidates;
+
+	*ready = palloc_extended(sizeof(int64) * (ncandidates + 1), MCXT_ALLOC_HUGE);
+	*nready = 0;
+	for (int64 i = ncandidates - 1; i >= 0; i--)
+	{
+		int64		number = i < tail->nopen ? tail->open[i] : tail->high + 1 + (i - tail->nopen);
+
+		if (lock_is_held(LOCK_BATCH, number))
+			open[--first_open] = number;
+		else
+			(*ready)[(*nready)++] = number;
+	}
+	left->high = next - 1;
+	left->open = open + first_open;
+	left->nopen = (int) (ncandidates - first_open);
+}
+
+/*
+ * Opens the next batch and closes those that are ready, in the transaction that
+ * is under way; returns how many rows they have, or -1 where there was none.
+ */
+int64
+batch_close_ready(Oid ledger)
+{
+	OwnerRights owner;
+	BatchTail	tail;
+	BatchTail	left;
+	int64	   *ready;
+	int			nready;
+	int64		nrows = -1;
+
+	lock_acquire(LOCK_CLOSE, NULL);
+	query_begin(&owner);
+	tail = current_tail();
+	divide(&tail, move_on(ledger), &left, &ready, &nready);
+	if (nready > 0)
+	{
+		nrows = rollup_fold(ready, nready);
+		save_tail(&left);
+	}
+	query_end(&owner);
+	return nrows;
+}
+
+/* SQL: kavach.close_batches() */
+static Datum
+kavach_close_batches_checked(PG_FUNCTION_ARGS)
+{
+	int64		nrows;
+
+	PreventCommandIfReadOnly("kavach.close_batches()");
+	PreventCommandIfParallelMode("kavach.close_batches()");
+	nrows = batch_close_ready(lock_ledger(RowExclusiveLock));
+	PG_RETURN_INT64(Max(nrows, 0));
+}

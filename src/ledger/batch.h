@@ -1,0 +1,28 @@
+/*-------------------------------------------------------------------------
+ * batch.h
+ *		Batches of the ledger: which one a row belongs to, and when it is closed.
+ *-------------------------------------------------------------------------
+ */
+#ifndef BATCH_H
+#define BATCH_H
+
+#include "kavach.h"
+
+/* Which batches are not in the rollups: "open", and all beyond "high". */
+typedef struct BatchTail
+{
+	int64		high;
+	int			nopen;
+	int64	   *open;			/* ascending */
+} BatchTail;
+
+extern Size batch_shmem_size(void);
+extern void batch_request_locks(void);
+extern void batch_shmem_startup(void);
+
+extern int64 batch_register(Oid ledger);
+extern int64 batch_current(Oid ledger);
+extern int64 batch_first(Oid ledger);
+extern int64 batch_close_ready(Oid ledger);
+
+#endif							/* BATCH_H */

@@ -1,0 +1,140 @@
+/*-------------------------------------------------------------------------
+ * rollup.c
+ *		Folds closed batches into the rollups.
+ *
+ * One statement reads the rows of all batches that are closed together, once,
+ * and adds what they come to: to usage_daily and usage_monthly by ts, as bills
+ * do; to usage_scope in the windows of limits (kavach.charged_at).  So the sums
+ * are those of one snapshot, and of the same rows.
+ *
+ * What is not settled has no model yet.  So by model, a settling row counts what
+ * was used under its own, and takes what it replaces (tokens_released) away
+ * under NULL; all together that is its tokens_cost.
+ *
+ * Calls of unknown agents (they have no user) are added up under agent NULL, or
+ * whoever makes names up would make rows here.
+ *
+ * kavach.open_authorization gets what the batches do not settle themselves, and
+ * loses what they settle.  A settlement may be folded before its authorization,
+ * whose batch another transaction holds up: that stays in the table, and
+ * kavach.unsettled, which looks at each row of it, passes over it.
+ *-------------------------------------------------------------------------
+ */
+#include "ledger/rollup.h"
+
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "server/clock.h"
+#include "server/query.h"
+
+/* Figures of usage_daily and usage_monthly, and how they are added up from rows. */
+#define FIGURES \
+	"calls, denied, calls_without_cost, tokens_cost, tokens_input, tokens_output, tokens_cache_read, tokens_cache_write, cost"
+#define SUM_OF_FIGURES \
+	"sum(calls), sum(denied), sum(calls_without_cost), sum(tokens_cost), sum(tokens_input), sum(tokens_output)," \
+	" sum(tokens_cache_read), sum(tokens_cache_write), sum(cost)"
+#define ADD_FIGURES \
+	" calls = u.calls + excluded.calls, denied = u.denied + excluded.denied," \
+	" calls_without_cost = u.calls_without_cost + excluded.calls_without_cost," \
+	" tokens_cost = u.tokens_cost + excluded.tokens_cost, tokens_input = u.tokens_input + excluded.tokens_input," \
+	" tokens_output = u.tokens_output + excluded.tokens_output," \
+	" tokens_cache_read = u.tokens_cache_read + excluded.tokens_cache_read," \
+	" tokens_cache_write = u.tokens_cache_write + excluded.tokens_cache_write, cost = u.cost + excluded.cost"
+#define KEY		"tenant_id, user_id, agent_id, provider, model"
+
+/* %1$s: the shortest window, %2$s: scopes with their subjects */
+#define FOLD \
+	"WITH r AS MATERIALIZED (" \
+	"SELECT a.*, (a.ts AT TIME ZONE 'UTC')::date AS day, CASE WHEN a.user_id IS NOT NULL THEN a.agent_id END AS known," \
+	"       CASE WHEN a.settles IS NOT NULL AND coalesce(a.provider, a.model) IS NOT NULL THEN coalesce(a.tokens_released, 0) ELSE 0 END AS moved" \
+	"  FROM kavach.audit_log a WHERE a.batch = ANY ($1))," \
+	" part AS (" \
+	"SELECT day, tenant_id, user_id, known AS agent_id, provider, model," \
+	"       CASE WHEN kind = 'authorize' THEN 1 ELSE 0 END AS calls," \
+	"       CASE WHEN kind = 'authorize' AND result <> 'allowed' THEN 1 ELSE 0 END AS denied," \
+	"       CASE WHEN kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL THEN 1 ELSE 0 END AS calls_without_cost," \
+	"       coalesce(tokens_cost, 0)::numeric + moved AS tokens_cost, coalesce(tokens_input, 0)::numeric AS tokens_input," \
+	"       coalesce(tokens_output, 0)::numeric AS tokens_output, coalesce(tokens_cache_read, 0)::numeric AS tokens_cache_read," \
+	"       coalesce(tokens_cache_write, 0)::numeric AS tokens_cache_write, coalesce(cost, 0) AS cost" \
+	"  FROM r" \
+	" UNION ALL " \
+	"SELECT day, tenant_id, user_id, known, NULL, NULL, 0, 0, 0, -moved::numeric, 0, 0, 0, 0, 0 FROM r WHERE moved <> 0)," \
+	" by_day AS MATERIALIZED (" \
+	"SELECT day, " KEY ", " SUM_OF_FIGURES " FROM part GROUP BY day, " KEY ")," \
+	" daily AS (" \
+	"INSERT INTO kavach.usage_daily AS u (day, " KEY ", " FIGURES ")" \
+	" SELECT * FROM by_day ORDER BY agent_id, day" \
+	" ON CONFLICT (agent_id, day, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
+	" monthly AS (" \
+	"INSERT INTO kavach.usage_monthly AS u (month, " KEY ", " FIGURES ")" \
+	" SELECT date_trunc('month', day)::date, " KEY ", " SUM_OF_FIGURES \
+	"   FROM by_day AS b (day, " KEY ", " FIGURES ") GROUP BY 1, " KEY " ORDER BY agent_id, 1" \
+	" ON CONFLICT (agent_id, month, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
+	" admitted AS (" \
+	"SELECT agent_id, user_id, tenant_id, date_trunc('%1$s', kavach.charged_at(ts, tokens_cost, settles), 'UTC') AS at," \
+	"       sum(coalesce(tokens_cost, 0)) AS tokens, count(*) FILTER (WHERE kind = 'authorize') AS calls" \
+	"  FROM r WHERE result = 'allowed' GROUP BY 1, 2, 3, 4)," \
+	" times AS (" \
+	"SELECT t.at, w.period, w.period_start FROM (SELECT DISTINCT at FROM admitted) t CROSS JOIN LATERAL kavach.windows(t.at) w)," \
+	" scoped AS (" \
+	"INSERT INTO kavach.usage_scope AS u (scope, subject, period, start, tokens, calls)" \
+	" SELECT s.scope, s.subject, t.period, t.period_start, sum(a.tokens), sum(a.calls)" \
+	"   FROM admitted a JOIN times t USING (at) CROSS JOIN LATERAL (VALUES %2$s) AS s (scope, subject)" \
+	"  WHERE s.subject IS NOT NULL GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4" \
+	" ON CONFLICT (scope, subject, period, start) DO UPDATE SET" \
+	" tokens = u.tokens + excluded.tokens, calls = u.calls + excluded.calls)," \
+	" closed AS (" \
+	"INSERT INTO kavach.batch (batch, month, rows, calls, tokens_cost, first_ts, last_ts, closed_at, seal_no)" \
+	" SELECT batch, date_trunc('month', day)::date, count(*), count(*) FILTER (WHERE kind = 'authorize')," \
+	"        coalesce(sum(tokens_cost), 0), min(ts), max(ts), clock_timestamp()," \
+	"        (SELECT coalesce(max(seal_no), 0) FROM kavach.batch) + row_number() OVER (ORDER BY batch, date_trunc('month', day))" \
+	"   FROM r GROUP BY batch, date_trunc('month', day))," \
+	" settled AS (" \
+	"DELETE FROM kavach.open_authorization o USING r WHERE o.id = r.settles)," \
+	" opened AS (" \
+	"INSERT INTO kavach.open_authorization (id)" \
+	" SELECT id FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
+	"    AND NOT EXISTS (SELECT FROM r s WHERE s.settles = r.id)" \
+	"  ORDER BY id ON CONFLICT DO NOTHING)" \
+	" SELECT count(*) FROM r"
+
+static Statement fold_batches = {
+	.nargs = 1,
+	.argtypes = {INT8ARRAYOID},
+};
+
+/* Scopes, and which column has their subject's id. */
+static char *
+list_subjects(void)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+		appendStringInfo(&list, "%s('%s', %s%s)", scope == 0 ? "" : ", ", scopes[scope].name,
+						 scopes[scope].column ? "a." : "", scopes[scope].column ? scopes[scope].column : "''");
+	return list.data;
+}
+
+/* Adds the rows of batches to the rollups; returns how many there are. */
+int64
+rollup_fold(const int64 *batches, int count)
+{
+	Datum	   *numbers = palloc_extended(sizeof(Datum) * count, MCXT_ALLOC_HUGE);
+	Datum		value;
+
+	if (fold_batches.sql == NULL)
+		fold_batches.sql = MemoryContextStrdup(TopMemoryContext,
+											   psprintf(FOLD, periods[0].name, list_subjects()));
+	for (int i = 0; i < count; i++)
+		numbers[i] = Int64GetDatum(batches[i]);
+	value = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	query_avoid_scans();
+	if (query_execute(&fold_batches, &value, NULL) != 1)
+		elog(ERROR, "could not fold batches of the ledger");
+	return query_int64(0, 1).value;
+}
