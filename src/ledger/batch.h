@@ -22,7 +22,9 @@ extern void batch_shmem_startup(void);
 
 extern int64 batch_register(Oid ledger);
 extern int64 batch_current(Oid ledger);
-extern int64 batch_first(Oid ledger);
+extern int64 batch_last_of_others(Oid ledger, const BatchTail *tail);
+extern void batch_note_rows(Oid ledger);
+extern BatchTail batch_tail(void);
 extern int64 batch_close_ready(Oid ledger);
 
 #endif							/* BATCH_H */
