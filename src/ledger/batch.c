@@ -66,7 +66,7 @@ typedef struct BatchSlot
 	pg_atomic_uint64 current;
 	pg_atomic_uint64 first;		/* the first number since the server's start */
 	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
-	pg_atomic_uint32 used;		/* whether somebody has registered since it was moved on */
+	pg_atomic_uint32 used;		/* whether anybody has registered since */
 } BatchSlot;
 
 typedef struct BatchShared
