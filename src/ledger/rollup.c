@@ -14,6 +14,9 @@
  * Calls of unknown agents (they have no user) are added up under agent NULL, or
  * whoever makes names up would make rows here.
  *
+ * Nothing in it is joined by rows: the plan is a generic one, and knows nothing of
+ * how many there are.
+ *
  * kavach.open_authorization gets what the batches do not settle themselves, and
  * loses what they settle.  A settlement may be folded before its authorization,
  * whose batch another transaction holds up: that stays in the table, and
@@ -54,7 +57,9 @@
 /* %1$s: the shortest window, %2$s: scopes with their subjects */
 #define FOLD \
 	"WITH r AS MATERIALIZED (" \
-	"SELECT a.*, (a.ts AT TIME ZONE 'UTC')::date AS day, CASE WHEN a.user_id IS NOT NULL THEN a.agent_id END AS known," \
+	"SELECT a.id, a.batch, a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.kind, a.result, a.agent_id, a.user_id, a.tenant_id, a.provider, a.model," \
+	"       a.tokens_requested, a.tokens_cost, a.settles, a.tokens_input, a.tokens_output, a.tokens_cache_read, a.tokens_cache_write, a.cost," \
+	"       CASE WHEN a.user_id IS NOT NULL THEN a.agent_id END AS known," \
 	"       CASE WHEN a.settles IS NOT NULL AND coalesce(a.provider, a.model) IS NOT NULL THEN coalesce(a.tokens_released, 0) ELSE 0 END AS moved" \
 	"  FROM kavach.audit_log a WHERE a.batch = ANY ($1))," \
 	" part AS (" \
@@ -99,12 +104,14 @@
 	"        (SELECT coalesce(max(seal_no), 0) FROM kavach.batch) + row_number() OVER (ORDER BY batch, date_trunc('month', day))" \
 	"   FROM r GROUP BY batch, date_trunc('month', day))," \
 	" settled AS (" \
-	"DELETE FROM kavach.open_authorization o USING r WHERE o.id = r.settles)," \
+	"DELETE FROM kavach.open_authorization WHERE id = ANY (ARRAY(SELECT settles FROM r WHERE settles IS NOT NULL)))," \
 	" opened AS (" \
 	"INSERT INTO kavach.open_authorization (id)" \
-	" SELECT id FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
-	"    AND NOT EXISTS (SELECT FROM r s WHERE s.settles = r.id)" \
-	"  ORDER BY id ON CONFLICT DO NOTHING)" \
+	" SELECT id FROM (" \
+	"SELECT id, true AS open FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
+	" UNION ALL " \
+	"SELECT settles, NULL FROM r WHERE settles IS NOT NULL) s" \
+	"  GROUP BY id HAVING count(*) = count(open) ORDER BY id ON CONFLICT DO NOTHING)" \
 	" SELECT count(*) FROM r"
 
 static Statement fold_batches = {
@@ -139,6 +146,7 @@ rollup_fold(const int64 *batches, int count)
 		numbers[i] = Int64GetDatum(batches[i]);
 	value = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	query_avoid_scans();
+	query_use_memory();
 	if (query_execute(&fold_batches, &value, NULL) != 1)
 		elog(ERROR, "could not fold batches of the ledger");
 	return query_int64(0, 1).value;

@@ -213,6 +213,14 @@ query_avoid_scans(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
+/* From here to query_end, a statement may hold that much before it goes to disk. */
+void
+query_use_memory(void)
+{
+	(void) set_config_option("work_mem", "64MB", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
 /* From here to query_end, what the transaction has written itself is not seen. */
 void
 query_ignore_own(void)

@@ -36,6 +36,7 @@ extern uint64 query_select(Statement *statement, Datum *values, const char *null
 extern uint64 query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_forget(Statement *statement);
 extern void query_avoid_scans(void);
+extern void query_use_memory(void);
 extern void query_ignore_own(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
