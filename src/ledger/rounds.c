@@ -460,6 +460,7 @@ give_post_up(int code, Datum arg)
 	uint32		me = MyProcPid;
 
 	(void) pg_atomic_compare_exchange_u32(&post->pid, &me, 0);
+	pg_atomic_write_u32(&post->coming, 0);
 }
 
 /* Takes the post of this database, if there is a ledger, and nobody has it. */
@@ -469,10 +470,12 @@ take_post(void)
 	(void) begin_work("looking for the ledger");
 	post = OidIsValid(ledger) ? batch_post(ledger) : NULL;
 	end_work();
-	if (post == NULL || !batch_take_post(post))
+	if (post == NULL)
 		return false;
 	before_shmem_exit(give_post_up, (Datum) 0);
-	pg_atomic_write_u32(&post->wishes, 0);
+	if (!batch_take_post(post))
+		return false;
+	pg_atomic_write_u32(&post->coming, 0);
 	pg_atomic_write_u64(&post->failed_at, 0);
 	return true;
 }
@@ -496,6 +499,7 @@ kavach_rounds_main(Datum arg)
 		proc_exit(0);
 	for (;;)
 	{
+		heed_wishes();
 		run_due_tasks();
 		if (is_at_rest())
 			proc_exit(0);
@@ -529,23 +533,33 @@ wanted_database(Node *statement)
 	}
 }
 
+/* Whether a database's worker is there, or about to be; pid is whose process that is, as far as known. */
+static bool
+is_there(WorkerPost *other, int *pid)
+{
+	if (pg_atomic_read_u32(&other->pid) != 0)
+		*pid = (int) pg_atomic_read_u32(&other->pid);
+	return pg_atomic_read_u32(&other->coming) != 0 || (*pid != 0 && BackendPidGetProc(*pid) != NULL);
+}
+
 /* Has the worker of a database leave, and waits for that, though not for ever. */
 static void
 send_away(Oid database)
 {
-	WorkerPost *other = batch_find_post(database);
-	int			pid = other ? (int) pg_atomic_read_u32(&other->pid) : 0;
+	WorkerPost *other = OidIsValid(database) ? batch_find_post(database) : NULL;
 	int64		until = clock_ms() + LEAVE_PATIENCE;
+	int			pid = 0;
 
-	if (pid == 0)
+	if (other == NULL)
 		return;
-	worker_wish(other, WISH_LEAVE);
-	while (BackendPidGetProc(pid) != NULL && clock_ms() < until)
+	while (is_there(other, &pid) && clock_ms() < until)
 	{
+		worker_wish(other, WISH_LEAVE);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 10, compat_wait_event("KavachWorkerEnd"));
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	pg_atomic_fetch_and_u32(&other->wishes, ~WISH_LEAVE);
 }
 
 static void

@@ -129,6 +129,7 @@ void
 worker_init_post(WorkerPost *post)
 {
 	pg_atomic_init_u32(&post->pid, 0);
+	pg_atomic_init_u32(&post->coming, 0);
 	pg_atomic_init_u32(&post->wishes, 0);
 	pg_atomic_init_u64(&post->next_start, 0);
 	pg_atomic_init_u64(&post->refused_at, 0);
@@ -186,8 +187,10 @@ worker_start(WorkerPost *post)
 		return;
 	if (!pg_atomic_compare_exchange_u64(&post->next_start, &next, now + START_PATIENCE))
 		return;					/* somebody else does */
+	pg_atomic_write_u32(&post->coming, 1);
 	if (register_worker())
 		return;
+	pg_atomic_write_u32(&post->coming, 0);
 	pg_atomic_write_u64(&post->next_start, now + ROOM_PATIENCE);
 	report_no_room(post, now);
 }

@@ -22,6 +22,7 @@
 typedef struct WorkerPost
 {
 	pg_atomic_uint32 pid;		/* of who holds it; 0: nobody */
+	pg_atomic_uint32 coming;	/* whether somebody has been started for it */
 	pg_atomic_uint32 wishes;	/* of others: WISH_... */
 	pg_atomic_uint64 next_start;	/* not to be started before, if nobody holds it */
 	pg_atomic_uint64 refused_at;	/* when the log was told that there was no room for it */
