@@ -744,6 +744,71 @@ COMMENT ON FUNCTION kavach.close_batches() IS
 'Opens the next batch and closes those before that no transaction can add to any more; returns how many rows these have. The worker does that all the time; to be seen at once.
 Errors: 25006 read-only.';
 
+CREATE FUNCTION kavach.wake_worker()
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_wake_worker';
+
+COMMENT ON FUNCTION kavach.wake_worker() IS
+'Has the worker of this database look at once at all that it does, or has it started: true if it is there already, false if it is yet to come.
+Errors: 25006 read-only.';
+
+CREATE FUNCTION kavach.read_worker(
+  OUT pid int, OUT closed_at timestamptz, OUT failing_since timestamptz, OUT sqlstate text, OUT refused_at timestamptz)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_worker_status';
+
+COMMENT ON FUNCTION kavach.read_worker() IS
+  'The row of kavach.worker_status.';
+
+CREATE VIEW kavach.worker_status AS
+SELECT * FROM kavach.read_worker();
+
+COMMENT ON VIEW kavach.worker_status IS 'The background worker of this database: it is there from the first call on, as long as batches are open. What it does now is in pg_stat_activity.';
+COMMENT ON COLUMN kavach.worker_status.pid IS 'Its process; NULL: there is none.';
+COMMENT ON COLUMN kavach.worker_status.closed_at IS 'When one closed batches last, since the start of the server.';
+COMMENT ON COLUMN kavach.worker_status.failing_since IS 'Since when something fails, which the log tells of; NULL: nothing does.';
+COMMENT ON COLUMN kavach.worker_status.sqlstate IS 'With what.';
+COMMENT ON COLUMN kavach.worker_status.refused_at IS 'When the log was last told that there was no background worker to be had (max_worker_processes).';
+
+-- With the owner's rights, as xact_start is not shown to everybody.  5 is LOCK_BATCH of src/server/lock.h.
+CREATE FUNCTION kavach.batch_holders(OUT batch bigint, OUT pid int, OUT role name, OUT application_name text, OUT since timestamptz)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  SELECT (l.classid::bigint << 32) | l.objid::bigint, l.pid, a.usename, a.application_name, a.xact_start
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+   WHERE l.locktype = 'userlock' AND l.objsubid = 5 AND l.granted
+     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END;
+
+COMMENT ON FUNCTION kavach.batch_holders() IS
+  'Who keeps which batch open, until his transaction ends: the holders of kavach.batch_status.';
+
+CREATE VIEW kavach.batch_status AS
+WITH written AS (
+  SELECT a.batch, count(*) AS rows, min(a.ts) AS first_ts
+    FROM kavach.audit_log a
+   WHERE a.batch = ANY (ARRAY(SELECT unnest(t.open) FROM kavach.tail t))
+      OR a.batch > coalesce((SELECT t.high FROM kavach.tail t), -1)
+   GROUP BY a.batch
+)
+SELECT coalesce(w.batch, h.batch) AS batch, coalesce(w.rows, 0) AS rows, w.first_ts,
+       h.pid, h.role, h.application_name, h.since
+  FROM written w
+  FULL JOIN kavach.batch_holders() h ON h.batch = w.batch;
+
+COMMENT ON VIEW kavach.batch_status IS 'The batches that are open: their rows are in the ledger, and in no rollup yet. A row for each transaction that keeps one open; a batch that nobody keeps open is about to be closed.';
+COMMENT ON COLUMN kavach.batch_status.batch IS 'Its number.';
+COMMENT ON COLUMN kavach.batch_status.rows IS 'How many rows it has that are committed.';
+COMMENT ON COLUMN kavach.batch_status.first_ts IS 'The ts of the earliest of these.';
+COMMENT ON COLUMN kavach.batch_status.pid IS 'Who keeps it open: the process; NULL: nobody.';
+COMMENT ON COLUMN kavach.batch_status.role IS 'Its role.';
+COMMENT ON COLUMN kavach.batch_status.application_name IS 'What it calls itself.';
+COMMENT ON COLUMN kavach.batch_status.since IS 'Since when: the start of its transaction.';
+
 -- Rows of a batch are found by an index of each month, where kavach has made one that lacks it.
 DO $$
 DECLARE
@@ -1376,12 +1441,12 @@ DECLARE
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
     'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
-    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
+    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats', 'read_worker', 'batch_holders'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months'];
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months', 'wake_worker'];
   functions text[];
 BEGIN
   IF role IS NULL OR access IS NULL THEN
@@ -1551,10 +1616,10 @@ COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permiss
 COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it stays.';
 COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Subjects, and rates, that made room for others.';
 
--- Who watches the server sees how counters and cache do, and nothing of the ledger.
+-- Who watches the server sees how counters, cache and worker do, and of the ledger how many rows are in which batch.
 GRANT USAGE ON SCHEMA kavach TO pg_monitor;
-GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats TO pg_monitor;
-GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats() TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats, kavach.batch_status, kavach.worker_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats(), kavach.read_worker(), kavach.batch_holders() TO pg_monitor;
 
 -- What roles had on these and on the predecessors of what is new, they have again, from the owner.
 DO $$

@@ -34,7 +34,8 @@
  *	months.c		has the partition of a month there when it is needed
  *	batch.c			which batch a row belongs to, and when it is closed
  *	rollup.c		folds closed batches into the rollups
- *	worker.c		the background worker that makes partitions
+ *	rounds.c		what the background worker of a database does
+ *	worker.c		how it is started, and the one that makes a month's partition
  *	partition.c		how partitions are found and made
  *	announce.c		makes new ones known to all sessions
  *	row.c			a row and its columns
@@ -68,6 +69,7 @@
 #include "ledger/batch.h"
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
+#include "ledger/rounds.h"
 #include "ledger/written.h"
 #include "memory/cache.h"
 #include "memory/change.h"
@@ -121,6 +123,7 @@ _PG_init(void)
 {
 	clock_define_settings();
 	ledger_define_settings();
+	rounds_define_settings();
 	written_define_settings();
 	transaction_define_settings();
 	guard_install();
@@ -129,6 +132,7 @@ _PG_init(void)
 	{
 		counter_define_settings();
 		cache_define_settings();
+		rounds_install();
 		previous_shmem_request = shmem_request_hook;
 		shmem_request_hook = request_shmem;
 		previous_shmem_startup = shmem_startup_hook;

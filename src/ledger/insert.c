@@ -333,7 +333,6 @@ find_target(Oid ledger_id, TimestampTz ts)
 	}
 
 	range = months_ensure(ledger_id, ts);
-	months_make_next(ledger_id, ts);
 	ledger = table_open(ledger_id, RowExclusiveLock);
 	lock_relation(range.relid, RowExclusiveLock);
 	partition = table_open(range.relid, NoLock);

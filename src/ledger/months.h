@@ -11,6 +11,7 @@
 #include "ledger/partition.h"
 
 extern PartitionRange months_ensure(Oid ledger, TimestampTz ts);
-extern void months_make_next(Oid ledger, TimestampTz ts);
+extern bool months_make_ahead(Oid ledger, bool *made);
+extern void months_retire(Oid ledger);
 
 #endif							/* MONTHS_H */
