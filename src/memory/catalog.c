@@ -101,7 +101,7 @@ enum
 };
 
 static Finder find_agent = {
-	.table = "agent",
+	.table = "kavach.agent",
 	.nkeys = 1,
 	.ncolumns = 6,
 	.columns = {
@@ -124,7 +124,7 @@ enum
 };
 
 static Finder find_permissions = {
-	.table = "permission",
+	.table = "kavach.permission",
 	.nkeys = 1,
 	.ncolumns = 5,
 	.columns = {
@@ -147,7 +147,7 @@ enum
 };
 
 static Finder find_policies = {
-	.table = "budget_policy",
+	.table = "kavach.budget_policy",
 	.nkeys = 2,
 	.ncolumns = 6,
 	.columns = {
@@ -169,7 +169,7 @@ enum
 };
 
 static Finder find_limits = {
-	.table = "budget_limit",
+	.table = "kavach.budget_limit",
 	.nkeys = 1,
 	.ncolumns = 4,
 	.columns = {
@@ -191,7 +191,7 @@ enum
 };
 
 static Finder find_baselines = {
-	.table = "budget_baseline",
+	.table = "kavach.budget_baseline",
 	.nkeys = 1,
 	.ncolumns = 6,
 	.columns = {
@@ -276,8 +276,12 @@ policies_of(ScopeKind scope, const char *id)
 		searches[nsearches++].values[1] = id;
 	}
 	foreach(cell, find_rows(&find_policies, searches, nsearches))
-		if (DatumGetBool(((FoundRow *) lfirst(cell))->values[POLICY_ENABLED]))
+	{
+		const FoundRow *policy = lfirst(cell);
+
+		if (DatumGetBool(policy->values[POLICY_ENABLED]))
 			policies = lappend(policies, lfirst(cell));
+	}
 	return policies;
 }
 
@@ -394,7 +398,7 @@ read_agent(Flat *flat, const char *agent_id)
 /* By ScopeKind. */
 typedef struct Lookup
 {
-	bool		limits_only;	/* of the agent's part, which is more than that */
+	bool		limits_only;	/* of the agent's part */
 	bool		any_read;		/* not all was in the cache */
 	bool		wanted[NUM_SCOPES];
 	CacheKey	keys[NUM_SCOPES];

@@ -88,7 +88,7 @@ table_oid(Finder *finder)
 		Oid			schema = get_namespace_oid("kavach", true);
 
 		if (OidIsValid(schema))
-			finder->relid = get_relname_relid(finder->table, schema);
+			finder->relid = get_relname_relid(strchr(finder->table, '.') + 1, schema);
 	}
 	return finder->relid;
 }
@@ -189,8 +189,12 @@ find_index(const Finder *finder, Relation table)
 	ListCell   *cell;
 
 	foreach(cell, RelationGetIndexList(table))
-		if (begins_with_keys(finder, lfirst_oid(cell)) && finds_rows(finder, table, lfirst_oid(cell)))
-			return lfirst_oid(cell);
+	{
+		Oid			index = lfirst_oid(cell);
+
+		if (begins_with_keys(finder, index) && finds_rows(finder, table, index))
+			return index;
+	}
 	return InvalidOid;
 }
 
@@ -200,7 +204,8 @@ know_table(Relation table, Finder *finder)
 {
 	if (finder->known == RelationGetRelid(table))
 		return;
-	finder->known = RelationGetRelid(table);	/* it may be invalidated from here on */
+	/* first, as it may be invalidated meanwhile */
+	finder->known = RelationGetRelid(table);
 	finder->index = InvalidOid;
 	if (is_plain(table) && map_columns(table, finder))
 		finder->index = find_index(finder, table);
@@ -208,12 +213,11 @@ know_table(Relation table, Finder *finder)
 
 /* ---- straight ---- */
 
+/* Of a type with a length word, or one that is passed by value. */
 static Datum
 copy_value(Datum value, const FindColumn *column)
 {
-	if (get_typlen(column->type) == -1)
-		return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
-	return value;				/* there are no others that are passed by reference */
+	return get_typlen(column->type) == -1 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value)) : value;
 }
 
 static FoundRow *
@@ -295,7 +299,7 @@ complete_statement(const Finder *finder, Statement *statement, bool last_is_null
 	for (int i = 0; i < finder->ncolumns; i++)
 		appendStringInfo(&sql, "%s %s::%s", i == 0 ? "SELECT" : ",",
 						 finder->columns[i].name, format_type_be(finder->columns[i].type));
-	appendStringInfo(&sql, " FROM kavach.%s", finder->table);
+	appendStringInfo(&sql, " FROM %s", finder->table);
 	for (int i = 0; i < finder->nkeys; i++)
 	{
 		appendStringInfo(&sql, " %s %s", i == 0 ? "WHERE" : "AND", finder->columns[i].name);
