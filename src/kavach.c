@@ -44,6 +44,8 @@
  *
  *	server/
  *	query.c			SQL with the owner's rights, in the latest snapshot
+ *	find.c			rows of kavach's own tables, straight by their indexes
+ *	index.c			what indexes are good for who goes straight to them
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in

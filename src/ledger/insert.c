@@ -153,13 +153,14 @@ has_plain_indexes(Relation partition)
 	return true;
 }
 
-static bool
-is_written(const char *column)
+/* The column of that name that we write; NULL where there is none. */
+static const LedgerColumn *
+written_column(const char *name)
 {
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
-		if (strcmp(column, ledger_columns[i].name) == 0)
-			return true;
-	return false;
+		if (strcmp(name, ledger_columns[i].name) == 0)
+			return &ledger_columns[i];
+	return NULL;
 }
 
 /*
@@ -175,12 +176,13 @@ fills_in_columns(Relation ledger)
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute column = TupleDescAttr(desc, i);
+		const LedgerColumn *written = written_column(NameStr(column->attname));
 
-		if (column->attisdropped)
+		if (column->attisdropped || (written != NULL && written->type == column->atttypid))
 			continue;
 		if (get_typtype(column->atttypid) == TYPTYPE_DOMAIN)
 			return true;
-		if (!is_written(NameStr(column->attname)) && build_column_default(ledger, column->attnum) != NULL)
+		if (written == NULL && build_column_default(ledger, column->attnum) != NULL)
 			return true;
 	}
 	return false;

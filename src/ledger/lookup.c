@@ -25,14 +25,11 @@
 #include "ledger/lookup.h"
 
 #include "access/genam.h"
-#include "access/heapam.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
@@ -44,17 +41,16 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
-#include "utils/typcache.h"
 
 #include "ledger/announce.h"
 #include "ledger/partition.h"
 #include "ledger/row.h"
 #include "server/compat.h"
+#include "server/index.h"
 #include "server/lock.h"
 
 #define MAX_KEY_COLUMNS	3
@@ -163,18 +159,6 @@ known_of_rows(Relation partition, LookupKey key, const AttrNumber *attnums)
 	return known;
 }
 
-/* Whether a column of an index is compared as its type is, and bytes that differ are different. */
-static bool
-has_usual_order(Relation partition, Relation index, int column, Oid type)
-{
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(partition), index->rd_index->indkey.values[column] - 1);
-	Oid			collation = index->rd_indcollation[column];
-
-	return index->rd_opfamily[column] == lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY)->btree_opf &&
-		collation == attribute->attcollation &&
-		(!OidIsValid(collation) || get_collation_isdeterministic(collation));
-}
-
 /* Whether a row can be looked up in an index by a key. */
 static bool
 is_index_of(Relation partition, Relation index, LookupKey key, const AttrNumber *attnums)
@@ -190,7 +174,7 @@ is_index_of(Relation partition, Relation index, LookupKey key, const AttrNumber 
 		LedgerColumnNumber column = keys[key].columns[i];
 
 		if (index->rd_index->indkey.values[i] != attnums[column] ||
-			!has_usual_order(partition, index, i, ledger_columns[column].type))
+			!index_has_usual_order(partition, index, i, ledger_columns[column].type))
 			return false;
 	}
 	return predicate_implied_by(RelationGetIndexPredicate(index),
@@ -309,15 +293,6 @@ search_index(Relation partition, Relation index, const Place *place, const Looku
 	ExecDropSingleTupleTableSlot(slot);
 }
 
-/* An index from before changes of its rows is of no use to snapshots that see what was before. */
-static bool
-is_usable(Relation index)
-{
-	return index->rd_index->indisvalid &&
-		(!index->rd_index->indcheckxmin ||
-		 TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data), TransactionXmin));
-}
-
 /* Looks into a heap.  Returns false where it has no index for that. */
 static bool
 search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
@@ -329,7 +304,7 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 	if (!OidIsValid(place->indexes[lookup->key]))
 		return false;
 	index = index_open(place->indexes[lookup->key], AccessShareLock);
-	usable = is_usable(index);
+	usable = index_is_usable(index);
 	if (usable)
 		search_index(partition, index, place, lookup, rows);
 	index_close(index, NoLock);
@@ -345,8 +320,7 @@ search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 
 	lock_relation(relid, AccessShareLock);
 	partition = table_open(relid, NoLock);
-	if (partition->rd_rel->relkind == RELKIND_RELATION &&
-		partition->rd_tableam == GetHeapamTableAmRoutine())
+	if (index_is_over_heap(partition))
 	{
 		/* next month's, made ahead */
 		if (RelationGetNumberOfBlocks(partition) == 0)

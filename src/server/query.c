@@ -78,8 +78,9 @@ ledger_oid(void)
 	return ledger;
 }
 
-static Oid
-ledger_owner(void)
+/* Whose rights SQL is run with. */
+Oid
+query_owner(void)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ledger_oid()));
 	Oid			owner;
@@ -104,7 +105,7 @@ void
 query_begin(OwnerRights *saved)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			owner = ledger_owner();
+	Oid			owner = query_owner();
 
 	ignore_own = false;
 	if (before_each != NULL)
@@ -155,23 +156,30 @@ prepared(Statement *statement)
 }
 
 static void
-run(Statement *statement, Datum *values, const char *nulls, bool read_only)
+run(Statement *statement, Datum *values, const char *nulls, Snapshot snapshot, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = prepared(statement);
-	Snapshot	snapshot;
 	int			result;
 
-	CommandCounterIncrement();
-	snapshot = GetLatestSnapshot();
-	if (ignore_own)
-		snapshot->curcid = FirstCommandId;
 	result = SPI_execute_snapshot(plan, values, nulls,
 								  snapshot, InvalidSnapshot,
 								  read_only, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	MemoryContextSwitchTo(context);
+}
+
+static Snapshot
+latest_snapshot(void)
+{
+	Snapshot	snapshot;
+
+	CommandCounterIncrement();
+	snapshot = GetLatestSnapshot();
+	if (ignore_own)
+		snapshot->curcid = FirstCommandId;
+	return snapshot;
 }
 
 /*
@@ -181,7 +189,15 @@ run(Statement *statement, Datum *values, const char *nulls, bool read_only)
 uint64
 query_select(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, true);
+	run(statement, values, nulls, latest_snapshot(), true);
+	return SPI_processed;
+}
+
+/* The same in a snapshot that is active: what several statements read is of one moment. */
+uint64
+query_select_in(Snapshot snapshot, Statement *statement, Datum *values, const char *nulls)
+{
+	run(statement, values, nulls, snapshot, true);
 	return SPI_processed;
 }
 
@@ -189,7 +205,7 @@ query_select(Statement *statement, Datum *values, const char *nulls)
 uint64
 query_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, false);
+	run(statement, values, nulls, latest_snapshot(), false);
 	return SPI_processed;
 }
 
