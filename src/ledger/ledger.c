@@ -384,7 +384,7 @@ ledger_find(const pg_uuid_t *id)
 	};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_ID, values, ts, ts + 1000, &row))
+	if (lookup_row(ledger_oid(), LOOKUP_ID, id, ts, ts + 1000, &row))
 		return row;
 	return find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 }
@@ -398,8 +398,14 @@ is_own(const pg_uuid_t *id)
 }
 
 static LedgerRow *
-find_request_by_statement(Datum *values)
+find_request_by_statement(LedgerKind kind, const char *agent_id, const char *request_id, TimestampTz since)
 {
+	Datum		values[] = {
+		CStringGetTextDatum(agent_id),
+		CStringGetTextDatum(ledger_kinds[kind]),
+		CStringGetTextDatum(request_id),
+		TimestampTzGetDatum(since),
+	};
 	LedgerRow  *row = find_by_statement(&find_by_request, values);
 
 	if (row != NULL)
@@ -417,23 +423,11 @@ ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, c
 					 TimestampTz ts, LedgerRow **rows)
 {
 	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
-	Datum		agent = CStringGetTextDatum(agent_id);
-	Datum		request = CStringGetTextDatum(request_id);
-	Datum		values[MAX_LOOKUPS][4];
-	const Datum *wanted[MAX_LOOKUPS];
 
-	for (int i = 0; i < count; i++)
-	{
-		values[i][0] = agent;
-		values[i][1] = CStringGetTextDatum(ledger_kinds[kinds[i]]);
-		values[i][2] = request;
-		values[i][3] = TimestampTzGetDatum(since);
-		wanted[i] = values[i];
-	}
-	if (lookup_rows(ledger_oid(), LOOKUP_REQUEST, wanted, count, since, DT_NOEND, rows))
+	if (lookup_requests(ledger_oid(), agent_id, request_id, kinds, count, since, rows))
 		return;
 	for (int i = 0; i < count; i++)
-		rows[i] = find_request_by_statement(values[i]);
+		rows[i] = find_request_by_statement(kinds[i], agent_id, request_id, since);
 }
 
 /* The same of one kind. */
@@ -454,7 +448,7 @@ ledger_find_settlement(const pg_uuid_t *id)
 	Datum		values[] = {UUIDPGetDatum(id), TimestampTzGetDatum(since)};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, values, since, DT_NOEND, &row))
+	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, id, since, DT_NOEND, &row))
 		return row;
 	return find_by_statement(&find_by_settles, values);
 }

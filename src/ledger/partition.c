@@ -181,7 +181,7 @@ static const char *const partition_ddl =
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
 "CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
 "CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
-"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
+"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (request_id, agent_id, kind)"
 "  WHERE request_id IS NOT NULL AND result = 'allowed';"
 "CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
 "  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"
