@@ -179,7 +179,7 @@ static const char *const partition_ddl =
 "CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
 "COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
-"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
+"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts) WITH (deduplicate_items = off);"
 "CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
 "CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (request_id, agent_id, kind)"
 "  WHERE request_id IS NOT NULL AND result = 'allowed';"
