@@ -285,6 +285,7 @@ read_row(TupleTableSlot *slot, const AttrNumber *attnums)
 	Datum		value;
 	bool		isnull;
 
+	slot_getallattrs(slot);
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
 		if (!ledger_columns[i].found)
