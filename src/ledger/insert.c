@@ -386,7 +386,7 @@ fill_slot(const RowValues *row)
 
 /* As ExecInsertIndexTuples does, for indexes that are plain. */
 static void
-insert_index_entries(Relation partition)
+insert_index_entries(Relation partition, ItemPointer tid)
 {
 	for (int i = 0; i < target.nindexes; i++)
 	{
@@ -402,7 +402,7 @@ insert_index_entries(Relation partition)
 		if (index->rd_index->indisready)
 		{
 			FormIndexDatum(info, target.slot, NULL, values, isnull);
-			index_insert(index, values, isnull, &target.slot->tts_tid, partition,
+			index_insert(index, values, isnull, tid, partition,
 						 index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 						 false, info);
 		}
@@ -414,13 +414,19 @@ static void
 insert_directly(const RowValues *row)
 {
 	Relation	partition = table_open(target.relid, NoLock);
+	TupleTableSlot *slot = target.slot;
+	HeapTuple	tuple;
 
 	fill_slot(row);
 	ResetExprContext(target.econtext);
 	if (!fulfils_constraints())
 		report_constraint(partition);
-	table_tuple_insert(partition, target.slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(partition);
+	/* as table_tuple_insert does, without the copy that it has the slot make first */
+	tuple = heap_form_tuple(slot->tts_tupleDescriptor, slot->tts_values, slot->tts_isnull);
+	tuple->t_tableOid = target.relid;
+	heap_insert(partition, tuple, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(partition, &tuple->t_self);
+	heap_freetuple(tuple);
 	table_close(partition, NoLock);
 }
 

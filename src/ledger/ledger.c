@@ -500,6 +500,8 @@ void
 ledger_lock_authorization(const pg_uuid_t *id, TimestampTz ts)
 {
 	TimestampTz made = Max(CLOCK_START, Min(ts, uuid7_ts(id) - CLOCK_SLACK));
+	char		digits[2 * UUID_LEN + 1];
 
-	lock_row(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))), made, ts);
+	digits[hex_encode((const char *) id->data, UUID_LEN, digits)] = '\0';
+	lock_row(LOCK_AUTHORIZATION, digits, made, ts);
 }
