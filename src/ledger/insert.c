@@ -324,6 +324,13 @@ report_constraint(Relation partition)
 	FreeExecutorState(estate);
 }
 
+/* Whether this is the partition that was last written to, and most likely is next. */
+bool
+insert_is_into(Oid relid)
+{
+	return target.valid && target.relid == relid;
+}
+
 /* Makes target the partition for ts, locked. */
 static void
 find_target(Oid ledger_id, TimestampTz ts)

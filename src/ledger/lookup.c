@@ -4,7 +4,9 @@
  *
  * A row is found as a SELECT of the ledger's owner would find it, in the latest
  * snapshot, with the same locks on the table and the index that it is in, and
- * under SERIALIZABLE with the same predicate locks.  But a SELECT has a plan
+ * under SERIALIZABLE with the same predicate locks.  (In the month that calls
+ * write to it is the INSERT's lock that is taken: one instead of two, of which
+ * the stronger comes after the weaker.)  But a SELECT has a plan
  * for the whole ledger, and locks all months for it; here only those are opened
  * that can hold the row, from the newest to the first that does.  (As an id
  * begins with its row's time, that is the one with the greatest id.  A default
@@ -56,6 +58,7 @@
 #include "utils/typcache.h"
 
 #include "ledger/announce.h"
+#include "ledger/insert.h"
 #include "ledger/partition.h"
 #include "ledger/row.h"
 #include "server/compat.h"
@@ -355,6 +358,20 @@ found_all(const Lookup *lookup, LedgerRow *const *rows)
 	return true;
 }
 
+/* The next row of a scan that is visible, or NULL.  slot: made when there is one to be looked at. */
+static LedgerRow *
+next_row(IndexScanDesc scan, Relation partition, const Place *place, TupleTableSlot **slot)
+{
+	while (index_getnext_tid(scan, ForwardScanDirection) != NULL)
+	{
+		if (*slot == NULL)
+			*slot = table_slot_create(partition, NULL);
+		if (index_fetch_heap(scan, *slot))
+			return read_row(*slot, place->attnums);
+	}
+	return NULL;
+}
+
 /* Looks for the rows that have not been found yet, in one scan. */
 static void
 search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup, LedgerRow **rows)
@@ -362,24 +379,23 @@ search_index(Relation partition, Relation index, const Place *place, const Looku
 	IndexForm	form = place->forms[lookup->key];
 	int			nkeys = forms[form].nsearched;
 	int			nsearches = form == FORM_OLD_REQUEST ? lookup->count : 1;
-	TupleTableSlot *slot = table_slot_create(partition, NULL);
+	TupleTableSlot *slot = NULL;
 	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
 	IndexScanDesc scan = compat_index_beginscan(partition, index, GetActiveSnapshot(), nkeys);
 
 	for (int i = 0; i < nsearches && !found_all(lookup, rows); i++)
 	{
+		LedgerRow  *row;
+
 		make_scan_keys(index, form, lookup, i, scan_keys);
 		index_rescan(scan, scan_keys, nkeys, NULL, 0);
-		while (!found_all(lookup, rows) && index_getnext_slot(scan, ForwardScanDirection, slot))
-		{
-			LedgerRow  *row = read_row(slot, place->attnums);
-
+		while (!found_all(lookup, rows) && (row = next_row(scan, partition, place, &slot)) != NULL)
 			if (is_looked_for(row, lookup))
 				keep_row(row, lookup, rows);
-		}
 	}
 	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
+	if (slot != NULL)
+		ExecDropSingleTupleTableSlot(slot);
 }
 
 /* An index from before changes of its rows is of no use to snapshots that see what was before. */
@@ -393,7 +409,7 @@ is_usable(Relation index)
 
 /* Looks into a heap.  Returns false where it has no index for that. */
 static bool
-search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
+search_heap(Relation partition, LOCKMODE lock, const Lookup *lookup, LedgerRow **rows)
 {
 	Place	   *place = find_place(partition);
 	Relation	index;
@@ -401,7 +417,7 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 
 	if (!OidIsValid(place->indexes[lookup->key]))
 		return false;
-	index = index_open(place->indexes[lookup->key], AccessShareLock);
+	index = index_open(place->indexes[lookup->key], lock);
 	usable = is_usable(index);
 	if (usable)
 		search_index(partition, index, place, lookup, rows);
@@ -413,10 +429,11 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 static bool
 search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 {
+	LOCKMODE	lock = insert_is_into(relid) ? RowExclusiveLock : AccessShareLock;
 	Relation	partition;
 	bool		searched = false;
 
-	lock_relation(relid, AccessShareLock);
+	lock_relation(relid, lock);
 	partition = table_open(relid, NoLock);
 	if (partition->rd_rel->relkind == RELKIND_RELATION &&
 		partition->rd_tableam == GetHeapamTableAmRoutine())
@@ -428,7 +445,7 @@ search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 			searched = true;
 		}
 		else
-			searched = search_heap(partition, lookup, rows);
+			searched = search_heap(partition, lock, lookup, rows);
 	}
 	table_close(partition, NoLock);
 	return searched;
@@ -456,7 +473,7 @@ search_rest(Oid relid, const Lookup *lookup, LedgerRow **rows)
 
 /* Looks into all partitions that can hold the rows.  Returns false where only a statement can. */
 static bool
-search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **rows)
+search_ledger(Relation ledger, const Lookup *lookup, LedgerRow **rows)
 {
 	PartitionReach reach = partition_reach(ledger, lookup->since, lookup->until);
 	ListCell   *cell;
@@ -471,31 +488,22 @@ search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **rows)
 	return !OidIsValid(reach.rest) || search_rest(reach.rest, lookup, rows);
 }
 
-/* Whether policies say which rows there are. */
+/* Returns false where only statements can find the rows: policies may say which there are. */
 static bool
-has_row_security(Oid relid)
+find_rows(Oid ledger_id, const Lookup *lookup, LedgerRow **rows)
 {
-	Relation	relation = table_open(relid, NoLock);
-	bool		has = relation->rd_rel->relrowsecurity;
-
-	table_close(relation, NoLock);
-	return has;
-}
-
-/* Returns false where only statements can find the rows. */
-static bool
-find_rows(Oid ledger, const Lookup *lookup, LedgerRow **rows)
-{
-	bool		searched;
+	Relation	ledger;
+	bool		searched = false;
 
 	Assert(lookup->count <= MAX_LOOKUPS);
 	memset(rows, 0, sizeof(LedgerRow *) * lookup->count);
-	announce_refresh(ledger);
-	if (has_row_security(ledger))
-		return false;
+	announce_refresh(ledger_id);
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
-	searched = search_ledger(ledger, lookup, rows);
+	ledger = table_open(ledger_id, NoLock);
+	if (!ledger->rd_rel->relrowsecurity)
+		searched = search_ledger(ledger, lookup, rows);
+	table_close(ledger, NoLock);
 	PopActiveSnapshot();
 	return searched;
 }

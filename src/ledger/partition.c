@@ -78,9 +78,8 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 
 /* The partitions that may hold rows from since (inclusive) to until (exclusive). */
 PartitionReach
-partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+partition_reach(Relation ledger, TimestampTz since, TimestampTz until)
 {
-	Relation	ledger = table_open(ledger_id, NoLock);
 	PartitionKey key = RelationGetPartitionKey(ledger);
 	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
 	PartitionBoundInfo bounds = partitions->boundinfo;
@@ -99,7 +98,6 @@ partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
 				reach.rest = partitions->oids[bounds->default_index];
 		}
 	}
-	table_close(ledger, NoLock);
 	return reach;
 }
 
