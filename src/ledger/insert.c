@@ -67,7 +67,10 @@ static struct
 	bool		direct;			/* rows go in without the executor's help */
 	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
 	MemoryContext context;		/* of all that follows */
-	ExprContext *econtext;		/* for checks and predicates */
+	TupleTableSlot *slot;		/* for a row, by value: it keeps nothing */
+	ExprContext *econtext;		/* for checks and predicates, of that */
+	AttrNumber *required;		/* columns that are NOT NULL */
+	int			nrequired;
 	ExprState **checks;			/* its CHECK constraints, compiled */
 	int			nchecks;
 	TargetIndex *indexes;
@@ -221,6 +224,16 @@ map_columns(Relation partition)
 }
 
 static void
+note_required(TupleDesc desc)
+{
+	target.nrequired = 0;
+	target.required = palloc(sizeof(AttrNumber) * desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attnotnull)
+			target.required[target.nrequired++] = i + 1;
+}
+
+static void
 compile_checks(Relation partition)
 {
 	TupleConstr *constr = RelationGetDescr(partition)->constr;
@@ -274,7 +287,11 @@ compile_target(Relation partition)
 	target.econtext = NULL;
 	MemoryContextReset(target.context);
 	old = MemoryContextSwitchTo(target.context);
+	target.slot = MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(partition)), &TTSOpsVirtual);
+	target.slot->tts_tableOid = target.relid;
 	target.econtext = CreateStandaloneExprContext();
+	target.econtext->ecxt_scantuple = target.slot;
+	note_required(RelationGetDescr(partition));
 	compile_checks(partition);
 	compile_indexes(partition);
 	MemoryContextSwitchTo(old);
@@ -282,12 +299,10 @@ compile_target(Relation partition)
 
 /* Whether the row fulfils all constraints. */
 static bool
-fulfils_constraints(TupleTableSlot *slot)
+fulfils_constraints(void)
 {
-	TupleDesc	desc = slot->tts_tupleDescriptor;
-
-	for (int i = 0; i < desc->natts; i++)
-		if (TupleDescAttr(desc, i)->attnotnull && slot->tts_isnull[i])
+	for (int i = 0; i < target.nrequired; i++)
+		if (target.slot->tts_isnull[target.required[i] - 1])
 			return false;
 	for (int i = 0; i < target.nchecks; i++)
 		if (!ExecCheck(target.checks[i], target.econtext))
@@ -301,14 +316,21 @@ fulfils_constraints(TupleTableSlot *slot)
  * given himself (so that its index is 0).
  */
 static void
-report_constraint(Relation partition, TupleTableSlot *slot)
+report_constraint(Relation partition)
 {
 	EState	   *estate = CreateExecutorState();
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 
 	InitResultRelInfo(result, partition, 0, NULL, 0);
-	ExecConstraints(result, slot, estate);
+	ExecConstraints(result, target.slot, estate);
 	FreeExecutorState(estate);
+}
+
+/* Whether this is the partition that was last written to, and most likely is next. */
+bool
+insert_is_into(Oid relid)
+{
+	return target.valid && target.relid == relid;
 }
 
 /* Makes target the partition for ts, locked. */
@@ -355,10 +377,10 @@ find_target(Oid ledger_id, TimestampTz ts)
 
 /* ---- the way straight in ---- */
 
-static TupleTableSlot *
-make_slot(Relation partition, const RowValues *row)
+static void
+fill_slot(const RowValues *row)
 {
-	TupleTableSlot *slot = table_slot_create(partition, NULL);
+	TupleTableSlot *slot = target.slot;
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
@@ -368,13 +390,11 @@ make_slot(Relation partition, const RowValues *row)
 		slot->tts_isnull[target.attnums[i] - 1] = row->isnull[i];
 	}
 	ExecStoreVirtualTuple(slot);
-	slot->tts_tableOid = target.relid;
-	return slot;
 }
 
 /* As ExecInsertIndexTuples does, for indexes that are plain. */
 static void
-insert_index_entries(Relation partition, TupleTableSlot *slot)
+insert_index_entries(Relation partition, ItemPointer tid)
 {
 	for (int i = 0; i < target.nindexes; i++)
 	{
@@ -389,8 +409,8 @@ insert_index_entries(Relation partition, TupleTableSlot *slot)
 		/* one that is being built concurrently is not ready at first */
 		if (index->rd_index->indisready)
 		{
-			FormIndexDatum(info, slot, NULL, values, isnull);
-			index_insert(index, values, isnull, &slot->tts_tid, partition,
+			FormIndexDatum(info, target.slot, NULL, values, isnull);
+			index_insert(index, values, isnull, tid, partition,
 						 index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 						 false, info);
 		}
@@ -402,15 +422,19 @@ static void
 insert_directly(const RowValues *row)
 {
 	Relation	partition = table_open(target.relid, NoLock);
-	TupleTableSlot *slot = make_slot(partition, row);
+	TupleTableSlot *slot = target.slot;
+	HeapTuple	tuple;
 
+	fill_slot(row);
 	ResetExprContext(target.econtext);
-	target.econtext->ecxt_scantuple = slot;
-	if (!fulfils_constraints(slot))
-		report_constraint(partition, slot);
-	table_tuple_insert(partition, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(partition, slot);
-	ExecDropSingleTupleTableSlot(slot);
+	if (!fulfils_constraints())
+		report_constraint(partition);
+	/* as table_tuple_insert does, without the copy that it has the slot make first */
+	tuple = heap_form_tuple(slot->tts_tupleDescriptor, slot->tts_values, slot->tts_isnull);
+	tuple->t_tableOid = target.relid;
+	heap_insert(partition, tuple, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(partition, &tuple->t_self);
+	heap_freetuple(tuple);
 	table_close(partition, NoLock);
 }
 

@@ -386,7 +386,7 @@ ledger_find(const pg_uuid_t *id)
 	};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_ID, values, ts, ts + 1000, &row))
+	if (lookup_row(ledger_oid(), LOOKUP_ID, id, ts, ts + 1000, &row))
 		return row;
 	return find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 }
@@ -400,8 +400,14 @@ is_own(const pg_uuid_t *id)
 }
 
 static LedgerRow *
-find_request_by_statement(Datum *values)
+find_request_by_statement(LedgerKind kind, const char *agent_id, const char *request_id, TimestampTz since)
 {
+	Datum		values[] = {
+		CStringGetTextDatum(agent_id),
+		CStringGetTextDatum(ledger_kinds[kind]),
+		CStringGetTextDatum(request_id),
+		TimestampTzGetDatum(since),
+	};
 	LedgerRow  *row = find_by_statement(&find_by_request, values);
 
 	if (row != NULL)
@@ -419,23 +425,11 @@ ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, c
 					 TimestampTz ts, LedgerRow **rows)
 {
 	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
-	Datum		agent = CStringGetTextDatum(agent_id);
-	Datum		request = CStringGetTextDatum(request_id);
-	Datum		values[MAX_LOOKUPS][4];
-	const Datum *wanted[MAX_LOOKUPS];
 
-	for (int i = 0; i < count; i++)
-	{
-		values[i][0] = agent;
-		values[i][1] = CStringGetTextDatum(ledger_kinds[kinds[i]]);
-		values[i][2] = request;
-		values[i][3] = TimestampTzGetDatum(since);
-		wanted[i] = values[i];
-	}
-	if (lookup_rows(ledger_oid(), LOOKUP_REQUEST, wanted, count, since, DT_NOEND, rows))
+	if (lookup_requests(ledger_oid(), agent_id, request_id, kinds, count, since, rows))
 		return;
 	for (int i = 0; i < count; i++)
-		rows[i] = find_request_by_statement(values[i]);
+		rows[i] = find_request_by_statement(kinds[i], agent_id, request_id, since);
 }
 
 /* The same of one kind. */
@@ -456,7 +450,7 @@ ledger_find_settlement(const pg_uuid_t *id)
 	Datum		values[] = {UUIDPGetDatum(id), TimestampTzGetDatum(since)};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, values, since, DT_NOEND, &row))
+	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, id, since, DT_NOEND, &row))
 		return row;
 	return find_by_statement(&find_by_settles, values);
 }
@@ -508,6 +502,8 @@ void
 ledger_lock_authorization(const pg_uuid_t *id, TimestampTz ts)
 {
 	TimestampTz made = Max(CLOCK_START, Min(ts, uuid7_ts(id) - CLOCK_SLACK));
+	char		digits[2 * UUID_LEN + 1];
 
-	lock_row(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))), made, ts);
+	digits[hex_encode((const char *) id->data, UUID_LEN, digits)] = '\0';
+	lock_row(LOCK_AUTHORIZATION, digits, made, ts);
 }

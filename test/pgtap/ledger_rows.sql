@@ -87,7 +87,7 @@ SELECT is(array_agg(tableoid::regclass::text ORDER BY ts), '{kavach.audit_log_20
   FROM kavach.audit_log WHERE resource IN ('mcp:far', 'mcp:past');
 SELECT results_eq($$SELECT count(*) FROM pg_index WHERE indrelid = 'kavach.audit_log'::regclass$$, ARRAY[0::bigint], 'the parent has no index');
 SELECT results_eq(
-  $$SELECT pg_get_indexdef(indexrelid) ~ '\((id|agent_id, ts|batch|settles|agent_id, kind, request_id)\)', indisunique, indisprimary, indpred IS NOT NULL
+  $$SELECT pg_get_indexdef(indexrelid) ~ '\((id|agent_id, ts|batch|settles|request_id, agent_id, kind)\)', indisunique, indisprimary, indpred IS NOT NULL
       FROM pg_index WHERE indrelid = 'kavach.audit_log_2026_03'::regclass ORDER BY 3 DESC, 2, 4$$,
   $$VALUES (true, true, true, false), (true, false, false, false), (true, false, false, false), (true, true, false, true), (true, true, false, true)$$,
   'a partition has its primary key, two plain and two partial unique indexes');
