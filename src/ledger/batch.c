@@ -36,23 +36,31 @@
  */
 #include "ledger/batch.h"
 
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 
 #include "ledger/rollup.h"
 #include "ledger/worker.h"
 #include "server/argument.h"
+#include "server/compat.h"
 #include "server/lock.h"
 #include "server/query.h"
+#include "server/straight.h"
 
 #define NUM_SLOTS	1024
 
@@ -63,6 +71,7 @@ typedef struct BatchSlot
 	Oid			ledger;
 	pg_atomic_uint64 current;
 	pg_atomic_uint64 first;		/* the first number since the server's start */
+	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
 	pg_atomic_uint32 used;		/* whether somebody has registered since it was moved on */
 	WorkerPost	worker;
 } BatchSlot;
@@ -108,6 +117,7 @@ batch_shmem_startup(void)
 	{
 		pg_atomic_init_u64(&shared->slots[i].current, 0);
 		pg_atomic_init_u64(&shared->slots[i].first, 0);
+		pg_atomic_init_u64(&shared->slots[i].by_hand, 0);
 		pg_atomic_init_u32(&shared->slots[i].used, 0);
 		worker_init_post(&shared->slots[i].worker);
 	}
@@ -149,6 +159,7 @@ take_slot(Oid ledger)
 		slot->database = MyDatabaseId;
 		pg_atomic_write_u64(&slot->current, number);
 		pg_atomic_write_u64(&slot->first, number);
+		pg_atomic_write_u64(&slot->by_hand, 0);
 		pg_atomic_write_u32(&slot->used, 1);	/* what was left open before */
 		pg_write_barrier();
 		slot->ledger = ledger;
@@ -208,29 +219,81 @@ batch_register(Oid ledger)
 	return number;
 }
 
-/* The number that rows get now, or may have got already; PG_INT64_MAX where that is not known.  Allocates nothing. */
+/* The ledger's slot, if it has one.  Allocates nothing. */
+static BatchSlot *
+known_slot(Oid ledger)
+{
+	if (shared == NULL)
+		return NULL;
+	if (own_slot == NULL)
+	{
+		BatchSlot  *slot = find_slot();
+
+		if (slot == NULL || slot->database != MyDatabaseId)
+			return NULL;
+		own_slot = slot;
+	}
+	return own_slot->ledger == ledger ? own_slot : NULL;
+}
+
+/*
+ * The number that rows get now, no less than that of any row that has been
+ * written; PG_INT64_MAX where that is not known.  Allocates nothing.
+ */
 int64
 batch_current(Oid ledger)
 {
-	if (own_slot == NULL || own_slot->ledger != ledger)
-		return PG_INT64_MAX;
-	return pg_atomic_read_u64(&own_slot->current);
+	BatchSlot  *slot = known_slot(ledger);
+
+	return slot ? (int64) pg_atomic_read_u64(&slot->current) : PG_INT64_MAX;
 }
 
-/* The first number since the server's start; PG_INT64_MAX where that is not known. */
-int64
-batch_first(Oid ledger)
+static void
+raise_number(pg_atomic_uint64 *number, uint64 to)
 {
-	if (own_slot == NULL || own_slot->ledger != ledger)
-		return PG_INT64_MAX;
-	return pg_atomic_read_u64(&own_slot->first);
+	uint64		now = pg_atomic_read_u64(number);
+
+	while (now < to && !pg_atomic_compare_exchange_u64(number, &now, to))
+		;
 }
 
-/* SQL: kavach.current_batch() */
+/* There may be rows that were put in by hand so far, whatever their numbers. */
+void
+batch_note_rows(Oid ledger)
+{
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot != NULL)
+		raise_number(&slot->by_hand, pg_atomic_read_u64(&slot->current));
+}
+
+/*
+ * The last batch that may have rows which calls on this server have not written:
+ * it is from before the server's start, or a row was put in by hand; PG_INT64_MAX
+ * where that is not known.  A tail that goes on beyond the current number is not
+ * of this server.
+ */
+int64
+batch_last_of_others(Oid ledger, const BatchTail *tail)
+{
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot == NULL || tail->high >= (int64) pg_atomic_read_u64(&slot->current))
+		return PG_INT64_MAX;
+	return Max((int64) pg_atomic_read_u64(&slot->first) - 1, (int64) pg_atomic_read_u64(&slot->by_hand));
+}
+
+/* SQL: kavach.current_batch(), for rows that calls do not write */
 static Datum
 kavach_current_batch_checked(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT64(batch_register(ledger_oid()));
+	Oid			ledger = ledger_oid();
+	int64		number = batch_register(ledger);
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot != NULL)
+		raise_number(&slot->by_hand, number);
+	PG_RETURN_INT64(number);
 }
 
 /* ---- closing ---- */
@@ -276,21 +339,82 @@ static Statement write_tail = {
 /* Where there is none yet: rows of before there were batches have number 0. */
 static const BatchTail no_tail = {-1, 0, NULL};
 
-static BatchTail
-current_tail(void)
+enum
 {
-	BatchTail	tail = no_tail;
-	Datum	   *numbers;
-	bool		isnull;
+	TAIL_SINGLETON,
+	TAIL_HIGH,
+	TAIL_OPEN
+};
 
-	if (query_select(&read_tail, NULL, NULL) == 0)
-		return tail;
-	tail.high = query_int64(0, 1).value;
-	deconstruct_array(DatumGetArrayTypeP(query_datum(0, 2, &isnull)), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+static StraightTable tail_table = {
+	.name = "tail",
+	.nkeys = 1,
+	.ncolumns = 3,
+	.columns = {
+		[TAIL_SINGLETON] = {"singleton", BOOLOID},
+		[TAIL_HIGH] = {"high", INT8OID},
+		[TAIL_OPEN] = {"open", INT8ARRAYOID},
+	},
+};
+
+static BatchTail
+make_tail(int64 high, Datum open)
+{
+	BatchTail	tail = {.high = high};
+	Datum	   *numbers;
+
+	deconstruct_array(DatumGetArrayTypeP(open), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
 					  TYPALIGN_DOUBLE, &numbers, NULL, &tail.nopen);
 	tail.open = palloc(sizeof(int64) * Max(tail.nopen, 1));
 	for (int i = 0; i < tail.nopen; i++)
 		tail.open[i] = DatumGetInt64(numbers[i]);
+	return tail;
+}
+
+/* What a query for the tail has found. */
+static BatchTail
+selected_tail(uint64 nrows)
+{
+	bool		isnull;
+
+	return nrows == 0 ? no_tail : make_tail(query_int64(0, 1).value, query_datum(0, 2, &isnull));
+}
+
+static BatchTail
+scan_tail(void)
+{
+	TupleTableSlot *slot = table_slot_create(tail_table.table, NULL);
+	IndexScanDesc scan = compat_index_beginscan(tail_table.table, tail_table.index, GetActiveSnapshot(), 1);
+	ScanKeyData key;
+	BatchTail	tail = no_tail;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
+	index_rescan(scan, &key, 1, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, slot))
+		tail = make_tail(DatumGetInt64(slot_getattr(slot, tail_table.attnums[TAIL_HIGH], &isnull)),
+						 slot_getattr(slot, tail_table.attnums[TAIL_OPEN], &isnull));
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return tail;
+}
+
+/* The tail in the active snapshot. */
+BatchTail
+batch_tail(void)
+{
+	BatchTail	tail;
+	OwnerRights owner;
+
+	if (straight_open(&tail_table))
+	{
+		tail = scan_tail();
+		straight_close(&tail_table);
+		return tail;
+	}
+	query_begin(&owner);
+	tail = selected_tail(query_select_in(GetActiveSnapshot(), &read_tail, NULL, NULL));
+	query_end(&owner);
 	return tail;
 }
 
@@ -353,7 +477,7 @@ batch_close_ready(Oid ledger, BatchTail *left)
 
 	lock_acquire(LOCK_CLOSE, NULL);
 	query_begin(&owner);
-	tail = current_tail();
+	tail = selected_tail(query_select(&read_tail, NULL, NULL));
 	divide(&tail, move_on(ledger), left, &ready, &nready);
 	if (nready > 0)
 	{

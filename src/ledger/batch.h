@@ -31,7 +31,9 @@ extern void batch_shmem_startup(void);
 
 extern int64 batch_register(Oid ledger);
 extern int64 batch_current(Oid ledger);
-extern int64 batch_first(Oid ledger);
+extern int64 batch_last_of_others(Oid ledger, const BatchTail *tail);
+extern void batch_note_rows(Oid ledger);
+extern BatchTail batch_tail(void);
 extern int64 batch_close_ready(Oid ledger, BatchTail *left);
 extern BatchOutlook batch_outlook(const BatchTail *left);
 
