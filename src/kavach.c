@@ -34,6 +34,10 @@
  *	months.c		has the partition of a month there when it is needed
  *	batch.c			which batch a row belongs to, and when it is closed
  *	rollup.c		folds closed batches into the rollups
+ *	retention.c		who has months taken out of the ledger, and put back
+ *	takeout.c		how a month is taken out of it
+ *	takeback.c		how an archived one is put back
+ *	dropped.c		months whose rows the ledger has no more
  *	worker.c		the background worker that makes partitions
  *	partition.c		how partitions are found and made
  *	announce.c		makes new ones known to all sessions
@@ -68,6 +72,7 @@
 #include "ledger/batch.h"
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
+#include "ledger/retention.h"
 #include "ledger/written.h"
 #include "memory/cache.h"
 #include "memory/change.h"
@@ -121,6 +126,7 @@ _PG_init(void)
 {
 	clock_define_settings();
 	ledger_define_settings();
+	retention_define_settings();
 	written_define_settings();
 	transaction_define_settings();
 	guard_install();

@@ -10,6 +10,7 @@
 
 #include "ledger/partition.h"
 
+extern TimestampTz months_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern PartitionRange months_ensure(Oid ledger, TimestampTz ts);
 extern void months_make_next(Oid ledger, TimestampTz ts);
 

@@ -12,6 +12,7 @@
 #include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "storage/shmem.h"
+#include "tcop/pquery.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 
@@ -105,6 +106,17 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int nk
 	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* A portal runs once, and need not be told so, since 18. */
+static inline void
+compat_portal_run(Portal portal)
+{
+#if PG_VERSION_NUM >= 180000
+	(void) PortalRun(portal, FETCH_ALL, true, None_Receiver, None_Receiver, NULL);
+#else
+	(void) PortalRun(portal, FETCH_ALL, true, true, None_Receiver, None_Receiver, NULL);
 #endif
 }
 
