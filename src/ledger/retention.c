@@ -227,13 +227,16 @@ tell_failure(const ErrorData *error)
 			 error->hint ? errhint("%s", error->hint) : 0));
 }
 
+/* The first answer is the one that is waited for; the log has what comes of it. */
 static void
 answer(RetentionAnswer *to, RetentionOutcome outcome, const ErrorData *error)
 {
-	if (to == NULL && error != NULL)
-		tell_failure(error);
-	if (to == NULL)
+	if (to == NULL || pg_atomic_read_u32(&to->outcome) != OUTCOME_NONE)
+	{
+		if (error != NULL)
+			tell_failure(error);
 		return;
+	}
 	if (error != NULL)
 	{
 		to->sqlerrcode = error->sqlerrcode;
