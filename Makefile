@@ -73,6 +73,7 @@ SQL_PARTS = \
 	sql/permission.sql \
 	sql/ledger.sql \
 	sql/batch.sql \
+	sql/retention.sql \
 	sql/counter.sql \
 	sql/policy.sql \
 	sql/authorize.sql \

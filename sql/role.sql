@@ -14,13 +14,14 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
+    'range_start', 'require_months', 'kept_since', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
     'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats', 'read_worker', 'batch_holders'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months', 'wake_worker'];
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months', 'wake_worker',
+    'kavach_drop_month', 'kavach_archive_month', 'kavach_attach_month'];
   functions text[];
 BEGIN
   IF role IS NULL OR access IS NULL THEN

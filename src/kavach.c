@@ -36,6 +36,10 @@
  *	rollup.c		folds closed batches into the rollups
  *	rounds.c		what the background worker of a database does
  *	worker.c		how it is started, and the one that makes a month's partition
+ *	retention.c		who has months taken out of the ledger, and put back
+ *	takeout.c		how a month is taken out of it
+ *	takeback.c		how an archived one is put back
+ *	dropped.c		months whose rows the ledger has no more
  *	partition.c		how partitions are found and made
  *	announce.c		makes new ones known to all sessions
  *	row.c			a row and its columns
@@ -71,6 +75,7 @@
 #include "ledger/batch.h"
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
+#include "ledger/retention.h"
 #include "ledger/rounds.h"
 #include "ledger/written.h"
 #include "memory/cache.h"
@@ -126,6 +131,7 @@ _PG_init(void)
 	clock_define_settings();
 	ledger_define_settings();
 	rounds_define_settings();
+	retention_define_settings();
 	written_define_settings();
 	transaction_define_settings();
 	guard_install();

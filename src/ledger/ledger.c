@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 
 #include "ledger/batch.h"
+#include "ledger/dropped.h"
 #include "ledger/guard.h"
 #include "ledger/insert.h"
 #include "ledger/lookup.h"
@@ -65,6 +66,13 @@ ledger_define_settings(void)
 							PGC_SUSET,
 							GUC_UNIT_MIN,
 							NULL, NULL, NULL);
+}
+
+/* In minutes. */
+int
+ledger_request_retention(void)
+{
+	return request_retention;
 }
 
 /* ---- ids ---- */
@@ -374,7 +382,7 @@ find_by_statement(FindStatement *find, Datum *values)
 	return row;
 }
 
-/* The row of an id, or NULL. */
+/* The row of an id, or NULL; an error where the id is of a month that was dropped. */
 LedgerRow *
 ledger_find(const pg_uuid_t *id)
 {
@@ -386,9 +394,11 @@ ledger_find(const pg_uuid_t *id)
 	};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_ID, id, ts, ts + 1000, &row))
-		return row;
-	return find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
+	if (!lookup_row(ledger_oid(), LOOKUP_ID, id, ts, ts + 1000, &row))
+		row = find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
+	if (row == NULL)
+		dropped_refuse(ts, "What it was charged stays: correct that with kavach_adjust().");
+	return row;
 }
 
 static bool

@@ -11,6 +11,7 @@
 #include "ledger/row.h"
 
 extern void ledger_define_settings(void);
+extern int	ledger_request_retention(void);
 extern void ledger_begin(void);
 extern void ledger_append(LedgerRow *row);
 extern pg_uuid_t ledger_first_id(TimestampTz ts);

@@ -10,8 +10,8 @@
 
 #include "ledger/partition.h"
 
+extern TimestampTz months_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern PartitionRange months_ensure(Oid ledger, TimestampTz ts);
 extern bool months_make_ahead(Oid ledger, bool *made);
-extern void months_retire(Oid ledger);
 
 #endif							/* MONTHS_H */

@@ -28,6 +28,7 @@
 #include "utils/syscache.h"
 
 #include "ledger/announce.h"
+#include "ledger/dropped.h"
 #include "server/clock.h"
 #include "server/query.h"
 
@@ -143,19 +144,22 @@ bound_time(List *bounds, TimestampTz *bound)
 	return true;
 }
 
-/* Whether a partition is one such as partition_make makes: a UTC month, in a heap. */
-bool
-partition_is_month(Oid relid)
+/*
+ * The start of the month that a partition has, if it is one such as
+ * partition_make makes: a UTC month, in a heap.  DT_NOBEGIN of others.
+ */
+TimestampTz
+partition_month(Oid relid)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	bool		is_month = false;
 	bool		isnull;
 	Datum		bound;
-	TimestampTz start;
+	TimestampTz start = DT_NOBEGIN;
 	TimestampTz end;
 
 	if (!HeapTupleIsValid(tuple))
-		return false;
+		return DT_NOBEGIN;
 	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
 	if (!isnull && ((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID)
 	{
@@ -167,7 +171,13 @@ partition_is_month(Oid relid)
 			start == period_start(PERIOD_MONTH, start) && end == period_end(PERIOD_MONTH, start);
 	}
 	ReleaseSysCache(tuple);
-	return is_month;
+	return is_month ? start : DT_NOBEGIN;
+}
+
+bool
+partition_is_month(Oid relid)
+{
+	return partition_month(relid) != DT_NOBEGIN;
 }
 
 /* ---- making partitions ---- */
@@ -233,8 +243,9 @@ partition_make(TimestampTz ts)
 }
 
 /*
- * In the worker: makes a month's partition if it is missing, unless another
- * ledger is in place by now, or its lock would have to be waited for.
+ * In the worker: makes a month's partition if it is missing and was not dropped,
+ * unless another ledger is in place by now, or its lock would have to be waited
+ * for.
  */
 void
 partition_make_if_free(Oid ledger_id, TimestampTz ts)
@@ -242,7 +253,7 @@ partition_make_if_free(Oid ledger_id, TimestampTz ts)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (find_ledger() == ledger_id &&
 		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock) &&
-		!partition_exists(ledger_id, ts))
+		!partition_exists(ledger_id, ts) && !dropped_is(ts))
 		partition_make(ts);
 	PopActiveSnapshot();
 }

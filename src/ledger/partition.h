@@ -3,8 +3,8 @@
  *		The ledger's partitions: how they are found and made.
  *-------------------------------------------------------------------------
  */
-#ifndef PARTITION_H
-#define PARTITION_H
+#ifndef KAVACH_PARTITION_H
+#define KAVACH_PARTITION_H
 
 #include "kavach.h"
 
@@ -29,9 +29,10 @@ typedef struct PartitionReach
 extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);
 extern PartitionReach partition_reach(Relation ledger, TimestampTz since, TimestampTz until);
 extern bool partition_exists(Oid ledger, TimestampTz ts);
+extern TimestampTz partition_month(Oid relid);
 extern bool partition_is_month(Oid relid);
 extern bool partition_is_heap(Oid ledger, TimestampTz ts);
 extern void partition_make(TimestampTz ts);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 
-#endif							/* PARTITION_H */
+#endif							/* KAVACH_PARTITION_H */

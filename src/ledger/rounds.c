@@ -58,6 +58,7 @@
 #include "ledger/announce.h"
 #include "ledger/batch.h"
 #include "ledger/months.h"
+#include "ledger/retention.h"
 #include "ledger/rollup.h"
 #include "ledger/worker.h"
 #include "server/argument.h"
@@ -289,7 +290,7 @@ retire_months(void)
 	of = taken ? ledger : InvalidOid;
 	end_work();
 	if (OidIsValid(of))
-		months_retire(of);
+		retention_tend(of);
 	return RETIRE_INTERVAL;
 }
 

@@ -279,11 +279,13 @@ declared_columns(FunctionCallInfo fcinfo, bool is_row)
 	return desc ? desc->natts : 0;
 }
 
+/* What a call has kept, until it keeps something of its own. */
+static const char checked = 0;
+
 /* Fails unless SQL declares a function as it is; looks once in each query. */
 void
 check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns)
 {
-	static const char checked = 0;
 	int			declared;
 
 	if (fcinfo->flinfo->fn_extra != NULL)
@@ -294,6 +296,17 @@ check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns)
 	if (declared != ncolumns)
 		refuse_declaration(fcinfo, "columns", declared, ncolumns);
 	fcinfo->flinfo->fn_extra = unconstify(char *, &checked);
+}
+
+/* What the function keeps from one call to the next at the same place of a plan: zero at first. */
+void *
+kept_for_calls(FunctionCallInfo fcinfo, Size size)
+{
+	FmgrInfo   *function = fcinfo->flinfo;
+
+	if (function->fn_extra == &checked)
+		function->fn_extra = MemoryContextAllocZero(function->fn_mcxt, size);
+	return function->fn_extra;
 }
 
 /* ---- what is answered ---- */

@@ -12,6 +12,7 @@
 #include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "storage/shmem.h"
+#include "tcop/pquery.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
 #include "utils/wait_event.h"
@@ -117,6 +118,17 @@ compat_wait_event(const char *name)
 	return WaitEventExtensionNew(name);
 #else
 	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* A portal runs once, and need not be told so, since 18. */
+static inline void
+compat_portal_run(Portal portal)
+{
+#if PG_VERSION_NUM >= 180000
+	(void) PortalRun(portal, FETCH_ALL, true, None_Receiver, None_Receiver, NULL);
+#else
+	(void) PortalRun(portal, FETCH_ALL, true, true, None_Receiver, None_Receiver, NULL);
 #endif
 }
 
