@@ -64,9 +64,9 @@ SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
 -- Constraints call functions: who writes these tables may execute them.
 INSERT INTO kavach.former
 SELECT 'pg_proc'::regclass, f.oid, n.name, 'FUNCTION', f.owner,
-       ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
-               FROM aclexplode(f.acl) a
-              WHERE a.privilege_type IN ('INSERT', 'UPDATE'))
+       nullif(ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
+                      FROM aclexplode(f.acl) a
+                     WHERE a.privilege_type IN ('INSERT', 'UPDATE')), '{}')
   FROM kavach.former f
   JOIN (VALUES ('budget_policy', 'scope_has_id'), ('budget_limit', 'is_period')) AS n (former, name)
     ON f.kind = 'TABLE' AND f.name = n.former;
