@@ -594,6 +594,7 @@ first, last: any day of the first and of the last month, at most 240 months.
 Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
 
 COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
+COMMENT ON COLUMN kavach.ledger.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
 
 -- ---- batch.sql ----
 
@@ -1795,7 +1796,9 @@ BEGIN ATOMIC
                    WHERE coalesce(cardinality(kavach_usage_report.group_by), 0) = 0) k
            CROSS JOIN (SELECT DISTINCT date_trunc(kavach_usage_report.bucket, h.hour)
                          FROM generate_series(
-                                CASE WHEN isfinite(kavach_usage_report.until)
+                                CASE WHEN kavach_usage_report.fill_gaps
+                                      AND kavach.check_report(kavach_usage_report.group_by, kavach_usage_report.bucket,
+                                                              kavach_usage_report.since, kavach_usage_report.until, kavach_usage_report.fill_gaps)
                                      THEN date_trunc(kavach_usage_report.bucket, kavach_usage_report.since AT TIME ZONE 'UTC') END,
                                 kavach_usage_report.until AT TIME ZONE 'UTC' - interval '1 us', interval '1 hour') AS h (hour)) AS g (bucket_start)
            WHERE kavach_usage_report.fill_gaps) r

@@ -614,7 +614,9 @@ BEGIN ATOMIC
                    WHERE coalesce(cardinality(kavach_usage_report.group_by), 0) = 0) k
            CROSS JOIN (SELECT DISTINCT date_trunc(kavach_usage_report.bucket, h.hour)
                          FROM generate_series(
-                                CASE WHEN isfinite(kavach_usage_report.until)
+                                CASE WHEN kavach_usage_report.fill_gaps
+                                      AND kavach.check_report(kavach_usage_report.group_by, kavach_usage_report.bucket,
+                                                              kavach_usage_report.since, kavach_usage_report.until, kavach_usage_report.fill_gaps)
                                      THEN date_trunc(kavach_usage_report.bucket, kavach_usage_report.since AT TIME ZONE 'UTC') END,
                                 kavach_usage_report.until AT TIME ZONE 'UTC' - interval '1 us', interval '1 hour') AS h (hour)) AS g (bucket_start)
            WHERE kavach_usage_report.fill_gaps) r
