@@ -54,6 +54,8 @@
 static int	request_retention = 7 * 24 * 60;	/* minutes */
 
 ENTRY_POINT(kavach_uuid7_ts, 1, 0);
+ENTRY_POINT(kavach_uuid7_since, 2, 0);
+ENTRY_POINT(kavach_uuid7_until, 2, 0);
 
 void
 ledger_define_settings(void)
@@ -160,6 +162,55 @@ static Datum
 kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(uuid7_ts(PG_GETARG_UUID_P(0)));
+}
+
+/* An id that bounds a search; beyond the times that ids can have, the least or the greatest of all. */
+static Datum
+bound_id(TimestampTz ts)
+{
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	if (ts < CLOCK_START)
+		memset(id->data, 0, UUID_LEN);
+	else if (ts >= CLOCK_END)
+		memset(id->data, 0xff, UUID_LEN);
+	else
+		*id = ledger_first_id(ts);
+	return UUIDPGetDatum(id);
+}
+
+static bool
+is_time(TimestampTz ts)
+{
+	return ts > CLOCK_START && ts < CLOCK_END;
+}
+
+/* SQL: kavach.uuid7_since(ts, whole_month) */
+static Datum
+kavach_uuid7_since_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	ts = PG_GETARG_TIMESTAMPTZ(0);
+	if (PG_GETARG_BOOL(1) && is_time(ts))
+		ts = period_start(PERIOD_MONTH, ts);
+	PG_RETURN_DATUM(bound_id(ts));
+}
+
+/* SQL: kavach.uuid7_until(ts, whole_month) */
+static Datum
+kavach_uuid7_until_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	ts = PG_GETARG_TIMESTAMPTZ(0);
+	if (is_time(ts))			/* one of the same millisecond may be before it */
+		ts = PG_GETARG_BOOL(1) ? period_end(PERIOD_MONTH, ts - 1) : ts + 999;
+	PG_RETURN_DATUM(bound_id(ts));
 }
 
 /* ---- writing ---- */

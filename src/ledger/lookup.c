@@ -449,7 +449,7 @@ search_rest(Oid relid, const Lookup *lookup, LedgerRow **rows)
 static bool
 search_ledger(Relation ledger, const Lookup *lookup, LedgerRow **rows)
 {
-	PartitionReach reach = partition_reach(ledger, lookup->since, lookup->until);
+	PartitionReach reach = partition_reach_in(ledger, lookup->since, lookup->until);
 	ListCell   *cell;
 
 	foreach(cell, reach.relids)

@@ -79,7 +79,7 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 
 /* The partitions that may hold rows from since (inclusive) to until (exclusive). */
 PartitionReach
-partition_reach(Relation ledger, TimestampTz since, TimestampTz until)
+partition_reach_in(Relation ledger, TimestampTz since, TimestampTz until)
 {
 	PartitionKey key = RelationGetPartitionKey(ledger);
 	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
@@ -99,6 +99,16 @@ partition_reach(Relation ledger, TimestampTz since, TimestampTz until)
 				reach.rest = partitions->oids[bounds->default_index];
 		}
 	}
+	return reach;
+}
+
+PartitionReach
+partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	PartitionReach reach = partition_reach_in(ledger, since, until);
+
+	table_close(ledger, NoLock);
 	return reach;
 }
 

@@ -107,11 +107,9 @@
 	"DELETE FROM kavach.open_authorization WHERE id = ANY (ARRAY(SELECT settles FROM r WHERE settles IS NOT NULL)))," \
 	" opened AS (" \
 	"INSERT INTO kavach.open_authorization (id)" \
-	" SELECT id FROM (" \
-	"SELECT id, true AS open FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
-	" UNION ALL " \
-	"SELECT settles, NULL FROM r WHERE settles IS NOT NULL) s" \
-	"  GROUP BY id HAVING count(*) = count(open) ORDER BY id ON CONFLICT DO NOTHING)" \
+	" SELECT c.id FROM (SELECT id, true AS is_open FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
+	"                   UNION ALL SELECT settles, false FROM r WHERE settles IS NOT NULL) AS c" \
+	"  GROUP BY c.id HAVING bool_and(c.is_open) ORDER BY c.id ON CONFLICT DO NOTHING)" \
 	" SELECT count(*) FROM r"
 
 static Statement fold_batches = {

@@ -219,10 +219,8 @@ find_place(Relation partition)
 static List *
 partitions_since(Oid ledger, TimestampTz since)
 {
-	Relation	relation = table_open(ledger, NoLock);
-	PartitionReach reach = partition_reach(relation, since, DT_NOEND);
+	PartitionReach reach = partition_reach(ledger, since, DT_NOEND);
 
-	table_close(relation, NoLock);
 	return OidIsValid(reach.rest) ? lappend_oid(reach.relids, reach.rest) : reach.relids;
 }
 
