@@ -3,14 +3,15 @@
  *		The way of a row straight into the partition of its month.
  *
  * A row goes into the heap and its indexes as an INSERT would put it there,
- * with its constraints checked, but what the executor prepares anew for every
- * statement is prepared once for a partition, and again after an invalidation
- * of it.  So only where nothing else is to be done: a plain heap with plain
- * B-tree indexes, without triggers on INSERT, row security, rules, generated
- * columns, or columns of others that get a value of their own; and only with
- * constraints and predicates made of the server's own immutable functions.  A
- * function of somebody else's may be replaced, which invalidates no relation,
- * and would run with the caller's rights and settings instead of the owner's.
+ * with its constraints checked, as far as it could fail them, but what the
+ * executor prepares anew for every statement is prepared once for a partition,
+ * and again after an invalidation of it.  So only where nothing else is to be
+ * done: a plain heap with plain B-tree indexes, without triggers on INSERT, row
+ * security, rules, generated columns, or columns of others that get a value of
+ * their own; and only with constraints and predicates made of the server's own
+ * immutable functions.  A function of somebody else's may be replaced, which
+ * invalidates no relation, and would run with the caller's rights and settings
+ * instead of the owner's.
  *-------------------------------------------------------------------------
  */
 #include "ledger/insert.h"
@@ -24,12 +25,16 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/execnodes.h"
+#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -71,7 +76,7 @@ static struct
 	ExprContext *econtext;		/* for checks and predicates, of that */
 	AttrNumber *required;		/* columns that are NOT NULL */
 	int			nrequired;
-	ExprState **checks;			/* its CHECK constraints, compiled */
+	ExprState **checks;			/* its CHECKs that a row may not fulfil, compiled */
 	int			nchecks;
 	TargetIndex *indexes;
 	int			nindexes;
@@ -233,6 +238,39 @@ note_required(TupleDesc desc)
 			target.required[target.nrequired++] = i + 1;
 }
 
+/* That a column has one of some words. */
+static Node *
+one_of(Relation partition, LedgerColumnNumber column, const char *const *words, int nwords)
+{
+	AttrNumber	attnum = target.attnums[column];
+	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(partition), attnum - 1);
+	Datum	   *values = palloc(sizeof(Datum) * nwords);
+	ScalarArrayOpExpr *clause = makeNode(ScalarArrayOpExpr);
+
+	for (int i = 0; i < nwords; i++)
+		values[i] = CStringGetTextDatum(words[i]);
+	clause->opno = TextEqualOperator;
+	clause->opfuncid = F_TEXTEQ;
+	clause->useOr = true;
+	clause->inputcollid = attribute->attcollation;
+	clause->args = list_make2(makeVar(1, attnum, attribute->atttypid, attribute->atttypmod, attribute->attcollation, 0),
+							  makeConst(TEXTARRAYOID, -1, attribute->attcollation, -1,
+										PointerGetDatum(construct_array(values, nwords, TEXTOID, -1, false, TYPALIGN_INT)),
+										false, false));
+	clause->location = -1;
+	return (Node *) clause;
+}
+
+/* Whether a check holds for all rows of ours, as those that kavach has made do. */
+static bool
+holds_anyway(Relation partition, Expr *check)
+{
+	List	   *known = list_make2(one_of(partition, COLUMN_kind, ledger_kinds, NUM_LEDGER_KINDS),
+								   one_of(partition, COLUMN_result, result_names, NUM_RESULTS));
+
+	return predicate_implied_by(list_make1(check), known, false);
+}
+
 static void
 compile_checks(Relation partition)
 {
@@ -242,10 +280,10 @@ compile_checks(Relation partition)
 	target.checks = palloc(sizeof(ExprState *) * (constr ? constr->num_check + 1 : 1));
 	for (int i = 0; constr != NULL && i < constr->num_check; i++)
 	{
-		Expr	   *check = stringToNode(constr->check[i].ccbin);
+		Expr	   *check = expression_planner(stringToNode(constr->check[i].ccbin));
 
-		if (compat_is_enforced(&constr->check[i]))
-			target.checks[target.nchecks++] = ExecInitExpr(expression_planner(check), NULL);
+		if (compat_is_enforced(&constr->check[i]) && !holds_anyway(partition, check))
+			target.checks[target.nchecks++] = ExecInitExpr(check, NULL);
 	}
 }
 

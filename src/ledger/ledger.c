@@ -323,10 +323,21 @@ insert_unique(const LedgerRow *row)
 	PG_END_TRY();
 }
 
+/* Or the row's partition might not have been asked whether it takes that (insert.c). */
+static bool PG_USED_FOR_ASSERTS_ONLY
+is_result(const char *name)
+{
+	for (int i = 0; i < NUM_RESULTS; i++)
+		if (strcmp(name, result_names[i]) == 0)
+			return true;
+	return false;
+}
+
 /* Writes a row, giving it its id.  After ledger_begin. */
 void
 ledger_append(LedgerRow *row)
 {
+	Assert(is_result(row->result));
 	row->id = uuid7(row->ts);
 	row->batch = batch_register(ledger_oid());
 	if (row->settles != NULL || (row->request_id != NULL && strcmp(row->result, "allowed") == 0))

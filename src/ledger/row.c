@@ -13,7 +13,7 @@
 
 #include "server/argument.h"
 
-const char *const ledger_kinds[] = {
+const char *const ledger_kinds[NUM_LEDGER_KINDS] = {
 	[LEDGER_AUTHORIZE] = "authorize",
 	[LEDGER_USAGE] = "usage",
 	[LEDGER_ADJUSTMENT] = "adjustment",
@@ -22,7 +22,7 @@ const char *const ledger_kinds[] = {
 LedgerKind
 ledger_kind_named(const char *name)
 {
-	for (int kind = 0; kind < (int) lengthof(ledger_kinds); kind++)
+	for (int kind = 0; kind < NUM_LEDGER_KINDS; kind++)
 		if (strcmp(name, ledger_kinds[kind]) == 0)
 			return kind;
 	elog(ERROR, "unrecognized kind \"%s\" in the ledger", name);

@@ -178,12 +178,11 @@ kavach_check_id_checked(PG_FUNCTION_ARGS)
 static void
 check_result(const text *result)
 {
-	static const char *const results[] = {"allowed", "denied", "rate_limited"};
 	const char *name = VARDATA_ANY(result);
 	size_t		length = VARSIZE_ANY_EXHDR(result);
 
-	for (size_t i = 0; i < lengthof(results); i++)
-		if (length == strlen(results[i]) && memcmp(name, results[i], length) == 0)
+	for (int i = 0; i < NUM_RESULTS; i++)
+		if (length == strlen(result_names[i]) && memcmp(name, result_names[i], length) == 0)
 			return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
