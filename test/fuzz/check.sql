@@ -9,6 +9,7 @@ SET TimeZone = 'UTC';
 SET work_mem = '64MB';
 
 \ir ../soak/usage.sql
+\ir ../soak/rollups.sql
 
 -- ---- the ledger fits its vocabulary ----
 

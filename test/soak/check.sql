@@ -13,6 +13,7 @@ SET work_mem = '64MB';
 ANALYZE soak.log;
 
 \ir usage.sql
+\ir rollups.sql
 
 -- ---- faults ----
 

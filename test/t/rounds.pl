@@ -235,7 +235,7 @@ is(sql('SELECT pid, refused_at IS NOT NULL FROM kavach.worker_status'), '|t', 't
 @errors = slurp_file($node->logfile, $log) =~ /LOG:  could not start the kavach worker.*?HINT:  Raise max_worker_processes/sg;
 is(@errors, 1, 'the log says once what to raise');
 is(sql('SELECT kavach.wake_worker()'), 'f', 'and asking for one is no error');
-is(sql('SELECT kavach.close_batches()'), '6', 'batches are closed by hand');
+is(sql('SELECT sum(rows) = (SELECT kavach.close_batches()) AND sum(rows) >= 6 FROM kavach.batch_status'), 't', 'batches are closed by hand');
 is(sql($exact), 't|t', 'whole');
 $node->adjust_conf('postgresql.conf', 'max_worker_processes', '8');
 $node->restart;
