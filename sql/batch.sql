@@ -153,6 +153,9 @@ CREATE TABLE kavach.usage_scope (
   PRIMARY KEY (scope, subject, period, start)
 ) WITH (fillfactor = 70);
 
+-- the subjects that have a window
+CREATE INDEX usage_scope_window_idx ON kavach.usage_scope (scope, period, start);
+
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_scope', '');
 
 COMMENT ON TABLE kavach.usage_scope IS 'What closed batches add up to in the windows of limits: what counters are loaded from.';

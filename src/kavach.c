@@ -29,6 +29,7 @@
  *
  *	ledger/
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
+ *	scan.c			the rows that count, by batch or by agent
  *	ledger.c		how rows are written and found; UUIDv7
  *	insert.c		the way of a row straight into its partition
  *	months.c		has the partition of a month there when it is needed
@@ -50,6 +51,7 @@
  *	query.c			SQL with the owner's rights, in the latest snapshot
  *	find.c			rows of kavach's own tables, straight by their indexes
  *	index.c			what indexes are good for who goes straight to them
+ *	straight.c		tables of kavach's own, opened for scans of an index
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in

@@ -200,8 +200,7 @@ find_place(Relation partition)
 	bool		found;
 	Place	   *place;
 
-	if (places == NULL)
-		make_places();
+	Assert(places != NULL);
 	place = hash_search(places, &relid, HASH_ENTER, &found);
 	if (!found)
 		place->valid = false;
@@ -272,6 +271,8 @@ scan_refuse_during_restore(Oid ledger)
 	ListCell   *cell;
 
 	announce_refresh(ledger);
+	if (places == NULL)
+		make_places();
 	if (whole_ledger == ledger && whole_since == invalidations)
 		return;
 	whole_ledger = InvalidOid;
