@@ -57,8 +57,8 @@ LANGUAGE c VOLATILE
 AS 'MODULE_PATHNAME', 'kavach_apply_retention';
 
 COMMENT ON FUNCTION kavach.apply_retention() IS
-'Has a worker drop now what kavach.retention makes due, and finish what was begun; the server''s log tells what it does. The worker of the database does that all the time.
-Errors: 25001 in a transaction block; 25006 read-only; 53000 no worker.';
+'Has a worker drop now what kavach.retention makes due, and finish what was begun: true; false where older transactions still use a table, which goes when they have ended. The worker of the database does that all the time; to be seen at once. The setting is that of the database.
+Errors: 25001 in a transaction block; 25006 read-only; 53000 no worker; and as kavach_drop_month, the first one of the months'' that could not go.';
 
 CREATE FUNCTION @extschema@.kavach_drop_month(month date)
 RETURNS boolean

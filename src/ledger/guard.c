@@ -355,7 +355,7 @@ refuse_loss(Oid relid)
 				 errmsg("the ledger holds rows and cannot be taken apart"),
 				 errdetail("The statement drops or detaches table \"%s\", or drops a column, a unique index or a trigger of it.",
 						   get_rel_name(relid)),
-				 errhint("A month is taken out by kavach_drop_month() or kavach_archive_month(). For all else export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
+				 errhint("A month is taken out by kavach_drop_month() or kavach_archive_month(). Otherwise export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
 }
 
 /* What is dropped may be a table, a column of one, an index, or another relation. */

@@ -10,7 +10,7 @@
  * some shared memory.
  *
  * He waits with a snapshot, which a month that is detached half-way has to
- * outlive.  So he is told that it has begun, and the worker goes on without him.
+ * outlive.  So he is answered before that, and the worker goes on without him.
  *
  * The worker that closes batches calls retention_tend between its rounds, which
  * waits for nothing: what that has started is looked at the next time.  What
@@ -85,7 +85,7 @@ typedef struct RetentionOrder
 	Oid			database;
 	Oid			ledger;
 	Oid			role;			/* who gives it */
-	dsm_handle	answer;			/* a RetentionAnswer; or DSM_HANDLE_INVALID: the log is told */
+	dsm_handle	answer;			/* a RetentionAnswer */
 	TimestampTz month;			/* DT_NOBEGIN: whatever is due, or has been begun */
 	bool		archive;
 	char		schema[NAMEDATALEN];	/* where an archived month goes; or empty */
@@ -119,9 +119,9 @@ typedef struct Work
 	RetentionOrder order;
 	TimestampTz month;			/* that is seen to now */
 	TakeoutState state;			/* of that month */
+	bool		patient;		/* whether older snapshots are waited for */
 	char	   *blockers;
-	List	   *begun;			/* months that the record has as such */
-	List	   *due;			/* those that are old enough */
+	List	   *due;			/* all that are to be seen to */
 } Work;
 
 static void
@@ -207,7 +207,7 @@ step_begin(Work *work)
 static void
 step_finish(Work *work)
 {
-	if (takeout_finish(work->order.ledger, work->month))
+	if (takeout_finish(work->order.ledger, work->month, work->patient))
 		work->state = TAKEOUT_DONE;
 }
 
@@ -227,11 +227,10 @@ tell_failure(const ErrorData *error)
 			 error->hint ? errhint("%s", error->hint) : 0));
 }
 
-/* The first answer is the one that is waited for; the log has what comes of it. */
 static void
 answer(RetentionAnswer *to, RetentionOutcome outcome, const ErrorData *error)
 {
-	if (to == NULL || pg_atomic_read_u32(&to->outcome) != OUTCOME_NONE)
+	if (to == NULL)
 	{
 		if (error != NULL)
 			tell_failure(error);
@@ -255,20 +254,21 @@ answer(RetentionAnswer *to, RetentionOutcome outcome, const ErrorData *error)
 	}
 }
 
+/* ---- months, one after the other ---- */
+
 /* A timeout at a lock does not say whose. */
-static void
-add_blockers(Work *work, ErrorData *error)
+static char *
+describe_blockers(Work *work)
 {
-	if (error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-		return;
 	work->blockers = NULL;
 	(void) attempt(step_blockers, work);
-	if (work->blockers != NULL)
-		error->detail = psprintf("The ledger is in use by %s.", work->blockers);
-	error->hint = pstrdup("Retry when their transactions have ended.");
+	return work->blockers ? psprintf("The ledger is in use by process %s.", work->blockers) : NULL;
 }
 
-/* Takes the order's month out of the ledger; returns the error with which that fails, or NULL. */
+/*
+ * Takes a month out of the ledger.  Where that fails, it may have come half of
+ * the way, and only the rest is to be tried again.
+ */
 static ErrorData *
 begin_month(Work *work)
 {
@@ -276,113 +276,118 @@ begin_month(Work *work)
 
 	if (error == NULL)
 		return NULL;
-	add_blockers(work, error);
-	/* it may have come half of the way */
 	if (attempt(step_look, work) == NULL && work->state == TAKEOUT_BEGUN)
 		return NULL;
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		error->detail = describe_blockers(work);
+		error->hint = pstrdup("Retry when their transactions have ended.");
+	}
 	return error;
 }
 
 static ErrorData *
-refuse_state(const Work *work)
+make_error(int sqlerrcode, char *message, char *detail, const char *hint)
 {
 	ErrorData  *error = palloc0(sizeof(ErrorData));
 
-	error->sqlerrcode = work->state == TAKEOUT_NONE ? ERRCODE_UNDEFINED_OBJECT : ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	error->message = psprintf(work->state == TAKEOUT_NONE ? "the ledger has no month %.7s" : "month %.7s is not in the ledger any more",
-							  format_utc(work->month));
-	if (work->state == TAKEOUT_DONE)
-		error->detail = pstrdup("kavach.dropped_month tells since when, and where its table is if it was archived.");
+	error->sqlerrcode = sqlerrcode;
+	error->message = message;
+	error->detail = detail;
+	error->hint = hint ? pstrdup(hint) : NULL;
 	return error;
 }
 
-/*
- * One month, from wherever it stands.  Who waits has a snapshot, and so is
- * answered before that of others is waited for.
- */
+/* A month that cannot be taken out; what a restore has brought back is for people to decide about. */
 static ErrorData *
-see_to_month(Work *work, RetentionAnswer *to)
+check_state(const Work *work)
+{
+	char	   *month = psprintf("%.7s", format_utc(work->month));
+
+	if (work->state == TAKEOUT_NONE)
+		return make_error(ERRCODE_UNDEFINED_OBJECT, psprintf("the ledger has no month %s", month), NULL, NULL);
+	if (work->state == TAKEOUT_DONE)
+		return make_error(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  psprintf("month %s is not in the ledger any more", month),
+						  pstrdup("kavach.dropped_month tells since when, and where its table is if it was archived."), NULL);
+	if (work->state == TAKEOUT_RESTORED && work->order.month == DT_NOBEGIN)
+		return make_error(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+						  psprintf("month %s is in the ledger, and recorded as taken out of it", month),
+						  NULL, "Drop or archive it once more; or keep it: kavach_attach_month().");
+	return NULL;
+}
+
+/* One month, from wherever it stands, and as far as it goes without waiting for older snapshots. */
+static ErrorData *
+see_to_month(Work *work)
 {
 	ErrorData  *error = attempt(step_look, work);
 
-	if (error == NULL && (work->state == TAKEOUT_NONE || work->state == TAKEOUT_DONE))
-		return refuse_state(work);
+	if (error == NULL)
+		error = check_state(work);
 	if (error == NULL && work->state != TAKEOUT_BEGUN)
 		error = begin_month(work);
-	if (error == NULL && work->state == TAKEOUT_BEGUN)
-		answer(to, OUTCOME_BEGUN, NULL);
 	if (error == NULL)
 		error = attempt(step_finish, work);
 	return error;
 }
 
-static ErrorData *
-not_finished(const Work *work)
+/* Those that others may still use, when they have ended.  Who comes to no end is waited for another time. */
+static void
+finish_months(Work *work, List *months)
 {
-	ErrorData  *error = palloc0(sizeof(ErrorData));
+	ListCell   *cell;
 
-	error->sqlerrcode = ERRCODE_OBJECT_IN_USE;
-	error->message = psprintf("month %.7s of the ledger is out of sight, but older transactions may still use its table",
-							  format_utc(work->month));
-	return error;
+	work->patient = true;
+	foreach(cell, months)
+	{
+		ErrorData  *error;
+
+		work->month = *(TimestampTz *) lfirst(cell);
+		error = attempt(step_finish, work);
+		if (error != NULL)
+			tell_failure(error);
+	}
 }
 
-/* A month that somebody has named. */
+/*
+ * Sees to all months; the answer is the first error, or else the last month that
+ * others still use.  Who waits for it has a snapshot himself.
+ */
 static void
-fill_order(Work *work, RetentionAnswer *to)
+see_to_months(Work *work, List *months, ErrorData *first, RetentionAnswer *to)
 {
-	ErrorData  *error;
+	List	   *left = NIL;
+	ListCell   *cell;
 
-	work->month = work->order.month;
-	error = see_to_month(work, to);
-	if (error != NULL)
-		answer(to, OUTCOME_FAILED, error);
+	foreach(cell, months)
+	{
+		ErrorData  *error;
+
+		work->month = *(TimestampTz *) lfirst(cell);
+		error = see_to_month(work);
+		if (error == NULL && work->state == TAKEOUT_BEGUN)
+			left = lappend(left, lfirst(cell));
+		if (first == NULL)
+			first = error;
+	}
+	if (first != NULL)
+		answer(to, OUTCOME_FAILED, first);
+	else if (left == NIL)
+		answer(to, OUTCOME_DONE, NULL);
 	else
-		answer(to, work->state == TAKEOUT_DONE ? OUTCOME_DONE : OUTCOME_BEGUN, NULL);
+		answer(to, OUTCOME_BEGUN,
+			   make_error(ERRCODE_OBJECT_IN_USE,
+						  psprintf("month %.7s is out of the ledger, but older transactions may still use its table",
+								   format_utc(*(TimestampTz *) llast(left))), describe_blockers(work), NULL));
+	finish_months(work, left);
 }
 
 static void
 step_find(Work *work)
 {
-	work->begun = takeout_unfinished(work->order.ledger);
-	work->due = retention > 0 ? takeout_older_than(work->order.ledger, retention) : NIL;
-}
-
-/* What a restore has brought back after it was recorded as gone is for people to decide about. */
-static ErrorData *
-refuse_restored(const Work *work)
-{
-	ErrorData  *error = palloc0(sizeof(ErrorData));
-
-	error->sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	error->message = psprintf("month %.7s is in the ledger, and recorded as taken out of it", format_utc(work->month));
-	error->hint = pstrdup("Drop or archive it once more; or keep it: kavach_attach_month().");
-	return error;
-}
-
-/* Whatever is due, and what is left over; the first error is told. */
-static void
-fill_standing_order(Work *work, RetentionAnswer *to)
-{
-	ErrorData  *first = attempt(step_find, work);
-	ListCell   *cell;
-
-	foreach(cell, list_concat_unique_ptr(work->begun, work->due))
-	{
-		ErrorData  *error;
-
-		work->month = *(TimestampTz *) lfirst(cell);
-		error = attempt(step_look, work);
-		if (error == NULL && work->state == TAKEOUT_RESTORED)
-			error = refuse_restored(work);
-		else if (error == NULL && work->state != TAKEOUT_DONE)
-			error = see_to_month(work, NULL);
-		if (error == NULL && work->state == TAKEOUT_BEGUN)
-			error = not_finished(work);
-		if (first == NULL)
-			first = error;
-	}
-	answer(to, first != NULL ? OUTCOME_FAILED : OUTCOME_DONE, first);
+	work->due = list_concat(takeout_unfinished(work->order.ledger),
+							retention > 0 ? takeout_older_than(work->order.ledger, retention) : NIL);
 }
 
 void
@@ -391,6 +396,7 @@ kavach_retention_main(Datum arg)
 	Work		work = {0};
 	dsm_segment *segment;
 	RetentionAnswer *to;
+	ErrorData  *error = NULL;
 
 	memcpy(&work.order, MyBgworkerEntry->bgw_extra, sizeof(work.order));
 	pqsignal(SIGTERM, die);
@@ -399,12 +405,13 @@ kavach_retention_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(work.order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	pin_lock_timeout();
 	(void) MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "kavach retention", ALLOCSET_DEFAULT_SIZES));
-	segment = work.order.answer != DSM_HANDLE_INVALID ? dsm_attach(work.order.answer) : NULL;
+	segment = dsm_attach(work.order.answer);	/* NULL: who has asked is gone */
 	to = segment != NULL ? dsm_segment_address(segment) : NULL;
 	if (work.order.month == DT_NOBEGIN)
-		fill_standing_order(&work, to);
+		error = attempt(step_find, &work);
 	else
-		fill_order(&work, to);
+		work.due = list_make1(&work.order.month);
+	see_to_months(&work, work.due, error, to);
 }
 
 /* ---- who orders ---- */
@@ -427,7 +434,7 @@ open_answer(RetentionOrder *order, Ordered *ordered)
 	order->answer = dsm_segment_handle(ordered->segment);
 }
 
-/* Starts a worker, for who waits for no answer if ordered is NULL; false where none is to be had. */
+/* Starts a worker; false where none is to be had. */
 static bool
 start_worker(RetentionOrder *order, Ordered *ordered)
 {
@@ -443,23 +450,12 @@ start_worker(RetentionOrder *order, Ordered *ordered)
 	};
 
 	order->database = MyDatabaseId;
-	if (ordered != NULL)
-		open_answer(order, ordered);
+	open_answer(order, ordered);
 	memcpy(worker.bgw_extra, order, sizeof(*order));
-	if (RegisterDynamicBackgroundWorker(&worker, ordered ? &ordered->worker : NULL))
+	if (RegisterDynamicBackgroundWorker(&worker, &ordered->worker))
 		return true;
-	if (ordered != NULL)
-		dsm_detach(ordered->segment);
+	dsm_detach(ordered->segment);
 	return false;
-}
-
-static void
-refuse_without_worker(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-			 errmsg("could not start a background worker"),
-			 errhint("Raise max_worker_processes.")));
 }
 
 static RetentionOutcome
@@ -505,7 +501,10 @@ order_and_wait(RetentionOrder *order)
 	RetentionOutcome outcome;
 
 	if (!start_worker(order, &ordered))
-		refuse_without_worker();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not start a background worker"),
+				 errhint("Raise max_worker_processes.")));
 	PG_TRY();
 	{
 		wait_for_answer(&ordered);
@@ -524,6 +523,10 @@ order_and_wait(RetentionOrder *order)
 				(errcode(ERRCODE_ADMIN_SHUTDOWN),
 				 errmsg("the background worker ended before its time"),
 				 errhint("The server's log says why. Retry.")));
+	if (outcome == OUTCOME_BEGUN)
+		ereport(NOTICE,
+				(errmsg("%s", ordered.answer->message),
+				 ordered.answer->detail[0] != '\0' ? errdetail("%s", ordered.answer->detail) : 0));
 	dsm_detach(ordered.segment);
 	return outcome == OUTCOME_DONE;
 }
@@ -540,18 +543,11 @@ begin_order(const char *function)
 }
 
 static bool
-order_month(RetentionOrder *order)
+give_order(RetentionOrder *order)
 {
-	bool		done;
-
 	order->ledger = ledger_oid();
 	order->role = GetUserId();
-	done = order_and_wait(order);
-	if (!done)
-		ereport(NOTICE,
-				(errmsg("month %.7s is out of the ledger, but its table is not settled yet", format_utc(order->month)),
-				 errdetail("Transactions that began before may still use it.")));
-	return done;
+	return order_and_wait(order);
 }
 
 /* SQL: kavach_drop_month(month) */
@@ -561,7 +557,7 @@ kavach_drop_month_checked(PG_FUNCTION_ARGS)
 	RetentionOrder order = {.month = months_arg(fcinfo, 0, "month")};
 
 	begin_order("kavach_drop_month");
-	PG_RETURN_BOOL(order_month(&order));
+	PG_RETURN_BOOL(give_order(&order));
 }
 
 /* SQL: kavach_archive_month(month, schema) */
@@ -581,7 +577,7 @@ kavach_archive_month_checked(PG_FUNCTION_ARGS)
 		strlcpy(order.schema, schema, NAMEDATALEN);
 	}
 	begin_order("kavach_archive_month");
-	PG_RETURN_BOOL(order_month(&order));
+	PG_RETURN_BOOL(give_order(&order));
 }
 
 /* SQL: kavach.apply_retention() */
@@ -592,9 +588,7 @@ kavach_apply_retention_checked(PG_FUNCTION_ARGS)
 
 	begin_order("kavach.apply_retention");
 	order.ledger = ledger_oid();
-	if (!start_worker(&order, NULL))
-		refuse_without_worker();
-	PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(order_and_wait(&order));
 }
 
 /* ---- the standing order ---- */

@@ -21,6 +21,7 @@
 #include "utils/syscache.h"
 
 #include "ledger/announce.h"
+#include "ledger/guard.h"
 #include "ledger/months.h"
 #include "ledger/takeout.h"
 #include "server/argument.h"
@@ -116,6 +117,22 @@ static const char *const forget_sql =
 "     AND NOT EXISTS (SELECT FROM kavach.audit_log u WHERE u.settles = a.id)"
 "   ORDER BY a.id ON CONFLICT DO NOTHING";
 
+/* The trigger goes, which guards a month of the ledger, too. */
+static void
+attach_table(Oid table, const char *ddl)
+{
+	guard_let_go(table);
+	PG_TRY();
+	{
+		query_utility(ddl);
+	}
+	PG_FINALLY();
+	{
+		guard_let_go(InvalidOid);
+	}
+	PG_END_TRY();
+}
+
 static void
 attach(Oid table, TimestampTz month)
 {
@@ -131,8 +148,8 @@ attach(Oid table, TimestampTz month)
 	SetUserIdAndSecContext(owner, sec_context | SECURITY_RESTRICTED_OPERATION);
 	check_rows(name, date);
 	lock_ledger(ShareUpdateExclusiveLock);
-	query_utility(psprintf(get_rel_relispartition(table) ? free_ddl : attach_ddl,
-						   name, start, format_utc(period_end(PERIOD_MONTH, month))));
+	attach_table(table, psprintf(get_rel_relispartition(table) ? free_ddl : attach_ddl,
+								 name, start, format_utc(period_end(PERIOD_MONTH, month))));
 	query_utility(psprintf(forget_sql, name, date));
 	query_end(&caller);
 	announce_attached();

@@ -442,9 +442,9 @@ takeout_begin(const Takeout *takeout)
 	end_step();
 
 	begin_step("taking a month out of the ledger");
+	guard_let_go(partition);
 	prepare(takeout, partition, counted);
 	PopActiveSnapshot();
-	guard_let_go(partition);
 	run_at_top_level(detach);
 	guard_let_go(InvalidOid);
 	announce_attached();
@@ -567,10 +567,11 @@ settle_table(TimestampTz month, const MonthRecord *record)
 
 /*
  * Goes on with what takeout_begin has begun; returns whether it has come to its
- * end, or others have to end first.
+ * end, or others have to end first, who are waited for a while if it is to be
+ * patient.
  */
 bool
-takeout_finish(Oid ledger, TimestampTz month)
+takeout_finish(Oid ledger, TimestampTz month, bool patient)
 {
 	MonthRecord record;
 	bool		pending;
@@ -585,7 +586,7 @@ takeout_finish(Oid ledger, TimestampTz month)
 		check_is_ours(&record);
 	pending = OidIsValid(record.relid) && get_rel_relispartition(record.relid);
 	end_step();
-	if (pending && !finalize(record.relid, record.relation))
+	if (pending && !(patient && finalize(record.relid, record.relation)))
 		return false;
 	settle_table(month, &record);
 	return true;

@@ -44,7 +44,7 @@ typedef struct MonthRecord
 extern bool takeout_find_record(TimestampTz month, MonthRecord *record);
 extern TakeoutState takeout_state(Oid ledger, TimestampTz month);
 extern void takeout_begin(const Takeout *takeout);
-extern bool takeout_finish(Oid ledger, TimestampTz month);
+extern bool takeout_finish(Oid ledger, TimestampTz month, bool patient);
 extern List *takeout_unfinished(Oid ledger);
 extern List *takeout_older_than(Oid ledger, int keep_minutes);
 extern char *takeout_blockers(Oid ledger);
