@@ -27,6 +27,11 @@
  * Where there is no slot (no preload, or a thousand databases), each
  * registration draws a number of its own; the lock on LOCK_DRAW keeps who closes
  * from looking between the drawing and the lock.
+ *
+ * What closes batches is the database's worker (rounds.c).  Who registers has it
+ * started where there is none: he has set "used" before he looks for it, and it
+ * gives up its post before it looks at "used" for the last time, so that one of
+ * them sees the other (batch_leave_post).
  *-------------------------------------------------------------------------
  */
 #include "ledger/batch.h"
@@ -50,6 +55,7 @@
 #include "utils/snapmgr.h"
 
 #include "ledger/rollup.h"
+#include "ledger/worker.h"
 #include "server/argument.h"
 #include "server/compat.h"
 #include "server/lock.h"
@@ -67,6 +73,7 @@ typedef struct BatchSlot
 	pg_atomic_uint64 first;		/* the first number since the server's start */
 	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
 	pg_atomic_uint32 used;		/* whether anybody has registered since */
+	WorkerPost	worker;
 } BatchSlot;
 
 typedef struct BatchShared
@@ -112,6 +119,7 @@ batch_shmem_startup(void)
 		pg_atomic_init_u64(&shared->slots[i].first, 0);
 		pg_atomic_init_u64(&shared->slots[i].by_hand, 0);
 		pg_atomic_init_u32(&shared->slots[i].used, 0);
+		worker_init_post(&shared->slots[i].worker);
 	}
 }
 
@@ -201,8 +209,13 @@ batch_register(Oid ledger)
 		lock_number(LOCK_BATCH, number, ShareLock);
 		pg_memory_barrier();
 	} while (number != (int64) pg_atomic_read_u64(&slot->current));
+	pg_read_barrier();			/* "used" as it is since that number came */
 	if (pg_atomic_read_u32(&slot->used) == 0)
+	{
 		pg_atomic_write_u32(&slot->used, 1);
+		pg_memory_barrier();	/* before the worker is looked for */
+	}
+	worker_ensure(&slot->worker);
 	return number;
 }
 
@@ -451,13 +464,13 @@ divide(const BatchTail *tail, int64 next, BatchTail *left, int64 **ready, int *n
 /*
  * Opens the next batch and closes those that are ready, in the transaction that
  * is under way; returns how many rows they have, or -1 where there was none.
+ * "left" is what is open after it, in the caller's memory.
  */
 int64
-batch_close_ready(Oid ledger)
+batch_close_ready(Oid ledger, BatchTail *left)
 {
 	OwnerRights owner;
 	BatchTail	tail;
-	BatchTail	left;
 	int64	   *ready;
 	int			nready;
 	int64		nrows = -1;
@@ -465,11 +478,11 @@ batch_close_ready(Oid ledger)
 	lock_acquire(LOCK_CLOSE, NULL);
 	query_begin(&owner);
 	tail = selected_tail(query_select(&read_tail, NULL, NULL));
-	divide(&tail, move_on(ledger), &left, &ready, &nready);
+	divide(&tail, move_on(ledger), left, &ready, &nready);
 	if (nready > 0)
 	{
 		nrows = rollup_fold(ready, nready);
-		save_tail(&left);
+		save_tail(left);
 	}
 	query_end(&owner);
 	return nrows;
@@ -479,10 +492,76 @@ batch_close_ready(Oid ledger)
 static Datum
 kavach_close_batches_checked(PG_FUNCTION_ARGS)
 {
+	BatchTail	left;
 	int64		nrows;
 
 	PreventCommandIfReadOnly("kavach.close_batches()");
 	PreventCommandIfParallelMode("kavach.close_batches()");
-	nrows = batch_close_ready(lock_ledger(RowExclusiveLock));
+	nrows = batch_close_ready(lock_ledger(RowExclusiveLock), &left);
 	PG_RETURN_INT64(Max(nrows, 0));
+}
+
+/*
+ * What there is to close in this database, where "left" is what its last closing
+ * has left open: looked up outside of any transaction, so that who looks often
+ * holds no snapshot.
+ */
+BatchOutlook
+batch_outlook(const BatchTail *left)
+{
+	int64		current = pg_atomic_read_u64(&own_slot->current);
+
+	if (pg_atomic_read_u32(&own_slot->used) != 0)
+		return BATCH_READY;
+	for (int i = 0; i < left->nopen; i++)
+		if (!lock_is_held(LOCK_BATCH, left->open[i]))
+			return BATCH_READY;
+	/* moved on by a transaction that closed something by hand, and maybe failed */
+	for (int64 number = left->high + 1; number < current; number++)
+		if (!lock_is_held(LOCK_BATCH, number))
+			return BATCH_READY;
+	return left->nopen > 0 || left->high + 1 < current ? BATCH_HELD : BATCH_NONE;
+}
+
+/* ---- the worker's post ---- */
+
+/* Of this database, in a transaction; NULL where there is no slot. */
+WorkerPost *
+batch_post(Oid ledger)
+{
+	BatchSlot  *slot = slot_of(ledger);
+
+	return slot != NULL ? &slot->worker : NULL;
+}
+
+/* Of a database that has one. */
+WorkerPost *
+batch_find_post(Oid database)
+{
+	for (int i = 0; shared != NULL && i < NUM_SLOTS; i++)
+		if (shared->slots[i].database == database)
+			return &shared->slots[i].worker;
+	return NULL;
+}
+
+/* Takes the post of this database, for its worker, unless somebody has it. */
+bool
+batch_take_post(WorkerPost *post)
+{
+	uint32		nobody = 0;
+
+	return pg_atomic_compare_exchange_u32(&post->pid, &nobody, MyProcPid);
+}
+
+/*
+ * Gives the post up, as there is nothing to be done; takes it again and returns
+ * false if somebody has registered meanwhile, and has seen it taken.
+ */
+bool
+batch_leave_post(WorkerPost *post)
+{
+	pg_atomic_write_u64(&post->next_start, 0);
+	pg_atomic_write_u32(&post->pid, 0);
+	pg_memory_barrier();
+	return pg_atomic_read_u32(&own_slot->used) == 0 || !batch_take_post(post);
 }

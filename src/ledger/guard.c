@@ -15,7 +15,8 @@
  * that an event trigger looks at ALTER TABLE before it runs.  The same trigger
  * fires before every statement that can drop, and thereby loads this library,
  * and with it the hook, into a session that has called nothing of kavach on a
- * server that does not preload it.  Whoever means it sets kavach.allow_drop.
+ * server that does not preload it.  Whoever means it sets kavach.allow_drop; a
+ * month that is dropped or archived the way it should be is let go (takeout.c).
  *
  * Definitions: pg_dump leaves what CREATE EXTENSION makes to CREATE EXTENSION.
  * A column, an index or a constraint that somebody adds to the ledger or to
@@ -68,15 +69,24 @@
 
 #include "server/argument.h"
 #include "server/compat.h"
+#include "server/errors.h"
 #include "server/query.h"
 
 static bool allow_drop = false;
 static bool allow_alter = false;
+static Oid	let_go = InvalidOid;	/* the one partition that may be detached */
 
 static object_access_hook_type previous_object_access = NULL;
 
 ENTRY_POINT(kavach_refuse_change, 0, 0);
 ENTRY_POINT(kavach_guard_ledger, 0, 0);
+
+/* Lets a partition be detached from here on; InvalidOid: none. */
+void
+guard_let_go(Oid partition)
+{
+	let_go = partition;
+}
 
 static void
 refuse_change(const char *table)
@@ -88,7 +98,17 @@ refuse_change(const char *table)
 			 errhint("Correct a bill with kavach_adjust().")));
 }
 
-/* Trigger: refuses UPDATE, DELETE and TRUNCATE. */
+/* Of one that is no month of the ledger any more, or is about to be none. */
+static void
+refuse_insert(const char *table)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_KAVACH_MONTH_DROPPED),
+			 errmsg("table \"%s\" takes no more rows", table),
+			 errdetail("The month was taken out of the ledger.")));
+}
+
+/* Trigger: refuses UPDATE, DELETE and TRUNCATE, and of a month that was taken out INSERT. */
 static Datum
 kavach_refuse_change_checked(PG_FUNCTION_ARGS)
 {
@@ -98,6 +118,8 @@ kavach_refuse_change_checked(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("kavach.refuse_change() must be called as a trigger")));
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		refuse_insert(RelationGetRelationName(trigger->tg_relation));
 	refuse_change(RelationGetRelationName(trigger->tg_relation));
 	PG_RETURN_NULL();			/* keep compiler quiet */
 }
@@ -165,7 +187,10 @@ table_of_unique_index(Oid relid)
 static bool
 is_key_of_ledger(Relation index)
 {
-	static const char *const keys[] = {"id", "settles", "agent_id,kind,request_id"};
+	static const char *const keys[] = {
+		"id", "settles", "request_id,agent_id,kind",
+		"agent_id,kind,request_id"	/* of months from before 0.2.0 */
+	};
 	StringInfoData columns;
 
 	initStringInfo(&columns);
@@ -320,7 +345,7 @@ refuse_loss(Oid relid)
 {
 	Oid			ledger = allow_drop ? InvalidOid : ledger_of(relid);
 
-	if (!OidIsValid(ledger))
+	if (!OidIsValid(ledger) || relid == let_go)
 		return;
 
 	/* its own rows first: the ledger's are not those of one being detached */
@@ -330,7 +355,7 @@ refuse_loss(Oid relid)
 				 errmsg("the ledger holds rows and cannot be taken apart"),
 				 errdetail("The statement drops or detaches table \"%s\", or drops a column, a unique index or a trigger of it.",
 						   get_rel_name(relid)),
-				 errhint("Export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
+				 errhint("A month is taken out by kavach_drop_month() or kavach_archive_month(). Otherwise export or dump what is to be kept; then, as a superuser: SET kavach.allow_drop = on.")));
 }
 
 /* What is dropped may be a table, a column of one, an index, or another relation. */

@@ -17,6 +17,7 @@
 #include "utils/inval.h"
 
 #include "ledger/announce.h"
+#include "ledger/dropped.h"
 #include "ledger/partition.h"
 #include "ledger/worker.h"
 #include "server/argument.h"
@@ -41,8 +42,8 @@ make_partition_here(Oid ledger_id, TimestampTz ts)
 }
 
 /* The start of the UTC month of a date. */
-static TimestampTz
-month_arg(FunctionCallInfo fcinfo, int argno, const char *name)
+TimestampTz
+months_arg(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	TimestampTz ts;
 
@@ -91,8 +92,8 @@ has_month(Oid ledger_id, TimestampTz month)
 static Datum
 kavach_create_months_checked(PG_FUNCTION_ARGS)
 {
-	TimestampTz month = month_arg(fcinfo, 0, "first");
-	TimestampTz last = month_arg(fcinfo, 1, "last");
+	TimestampTz month = months_arg(fcinfo, 0, "first");
+	TimestampTz last = months_arg(fcinfo, 1, "last");
 	int			made = 0;
 	Oid			ledger_id;
 
@@ -107,6 +108,7 @@ kavach_create_months_checked(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		if (has_month(ledger_id, month))
 			continue;
+		dropped_refuse(month, "Make the months before and after it.");
 		partition_make(month);
 		made++;
 	}
@@ -125,8 +127,9 @@ have_partitions_made(Oid ledger_id, TimestampTz ts)
 }
 
 /*
- * The partition of a month, made if it is missing.  One lock for all months, as
- * ATTACH serializes those who make one anyway; kept by who makes it himself.
+ * The partition of a month, made if it is missing; not of one that was dropped,
+ * or its rows would seem to be all of it.  One lock for all months, as ATTACH
+ * serializes those who make one anyway; kept by who makes it himself.
  */
 PartitionRange
 months_ensure(Oid ledger_id, TimestampTz ts)
@@ -135,6 +138,7 @@ months_ensure(Oid ledger_id, TimestampTz ts)
 
 	if (partition_find(ledger_id, ts, &range))
 		return range;
+	dropped_refuse(ts, "Calls are recorded at the time of the server's clock, or of kavach.clock.");
 	lock_acquire(LOCK_PARTITION, NULL);
 	AcceptInvalidationMessages();
 	announce_refresh(ledger_id);
@@ -150,19 +154,21 @@ months_ensure(Oid ledger_id, TimestampTz ts)
 }
 
 /*
- * Has next month's partition made while this month's is in use.  Left to the
- * first call of that month where there is no worker; and where it cannot be
- * made, it is tried once a minute, not by every new session.
+ * In the database's worker, in a transaction under way that has locked the ledger:
+ * makes next month's partition, unless it is there, or somebody makes one just
+ * now.  Returns whether it is there; made, whether it has been made here.
  */
-void
-months_make_next(Oid ledger_id, TimestampTz ts)
+bool
+months_make_ahead(Oid ledger_id, bool *made)
 {
-	TimestampTz next = period_end(PERIOD_MONTH, ts);
+	TimestampTz next = period_end(PERIOD_MONTH, clock_now());
 
-	if (next >= CLOCK_END || partition_exists(ledger_id, next) ||
-		!announce_may_try_next(GetCurrentTimestamp()) ||
-		!lock_try(LOCK_PARTITION, NULL))
-		return;
-	have_partitions_made(ledger_id, ts);
-	lock_release(LOCK_PARTITION, NULL);
+	announce_refresh(ledger_id);
+	if (next >= CLOCK_END || partition_exists(ledger_id, next) || dropped_is(next))
+		return true;
+	if (!lock_try(LOCK_PARTITION, NULL))
+		return false;
+	partition_make_if_free(ledger_id, next);
+	*made = partition_exists(ledger_id, next);
+	return *made;
 }

@@ -28,6 +28,7 @@
 #include "utils/syscache.h"
 
 #include "ledger/announce.h"
+#include "ledger/dropped.h"
 #include "server/clock.h"
 #include "server/query.h"
 
@@ -78,9 +79,8 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 
 /* The partitions that may hold rows from since (inclusive) to until (exclusive). */
 PartitionReach
-partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+partition_reach_in(Relation ledger, TimestampTz since, TimestampTz until)
 {
-	Relation	ledger = table_open(ledger_id, NoLock);
 	PartitionKey key = RelationGetPartitionKey(ledger);
 	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
 	PartitionBoundInfo bounds = partitions->boundinfo;
@@ -99,6 +99,15 @@ partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
 				reach.rest = partitions->oids[bounds->default_index];
 		}
 	}
+	return reach;
+}
+
+PartitionReach
+partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	PartitionReach reach = partition_reach_in(ledger, since, until);
+
 	table_close(ledger, NoLock);
 	return reach;
 }
@@ -145,19 +154,22 @@ bound_time(List *bounds, TimestampTz *bound)
 	return true;
 }
 
-/* Whether a partition is one such as partition_make makes: a UTC month, in a heap. */
-bool
-partition_is_month(Oid relid)
+/*
+ * The start of the month that a partition has, if it is one such as
+ * partition_make makes: a UTC month, in a heap.  DT_NOBEGIN of others.
+ */
+TimestampTz
+partition_month(Oid relid)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	bool		is_month = false;
 	bool		isnull;
 	Datum		bound;
-	TimestampTz start;
+	TimestampTz start = DT_NOBEGIN;
 	TimestampTz end;
 
 	if (!HeapTupleIsValid(tuple))
-		return false;
+		return DT_NOBEGIN;
 	bound = SysCacheGetAttr(RELOID, tuple, Anum_pg_class_relpartbound, &isnull);
 	if (!isnull && ((Form_pg_class) GETSTRUCT(tuple))->relam == HEAP_TABLE_AM_OID)
 	{
@@ -169,7 +181,13 @@ partition_is_month(Oid relid)
 			start == period_start(PERIOD_MONTH, start) && end == period_end(PERIOD_MONTH, start);
 	}
 	ReleaseSysCache(tuple);
-	return is_month;
+	return is_month ? start : DT_NOBEGIN;
+}
+
+bool
+partition_is_month(Oid relid)
+{
+	return partition_month(relid) != DT_NOBEGIN;
 }
 
 /* ---- making partitions ---- */
@@ -179,10 +197,10 @@ static const char *const partition_ddl =
 "CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
 "COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
-"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
+"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts) WITH (deduplicate_items = off);"
 "CREATE INDEX %1$s_batch_idx ON kavach.%1$s (batch);"
 "CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
-"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
+"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (request_id, agent_id, kind)"
 "  WHERE request_id IS NOT NULL AND result = 'allowed';"
 "CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
 "  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"
@@ -235,8 +253,9 @@ partition_make(TimestampTz ts)
 }
 
 /*
- * In the worker: makes a month's partition if it is missing, unless another
- * ledger is in place by now, or its lock would have to be waited for.
+ * In the worker: makes a month's partition if it is missing and was not dropped,
+ * unless another ledger is in place by now, or its lock would have to be waited
+ * for.
  */
 void
 partition_make_if_free(Oid ledger_id, TimestampTz ts)
@@ -244,7 +263,7 @@ partition_make_if_free(Oid ledger_id, TimestampTz ts)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (find_ledger() == ledger_id &&
 		ConditionalLockRelationOid(ledger_id, ShareUpdateExclusiveLock) &&
-		!partition_exists(ledger_id, ts))
+		!partition_exists(ledger_id, ts) && !dropped_is(ts))
 		partition_make(ts);
 	PopActiveSnapshot();
 }

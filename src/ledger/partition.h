@@ -3,12 +3,13 @@
  *		The ledger's partitions: how they are found and made.
  *-------------------------------------------------------------------------
  */
-#ifndef PARTITION_H
-#define PARTITION_H
+#ifndef KAVACH_PARTITION_H
+#define KAVACH_PARTITION_H
 
 #include "kavach.h"
 
 #include "nodes/pg_list.h"
+#include "utils/relcache.h"
 
 /* A partition, and the times that it takes. */
 typedef struct PartitionRange
@@ -26,11 +27,13 @@ typedef struct PartitionReach
 } PartitionReach;
 
 extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);
-extern PartitionReach partition_reach(Oid ledger, TimestampTz since, TimestampTz until);
+extern PartitionReach partition_reach_in(Relation ledger, TimestampTz since, TimestampTz until);
+extern PartitionReach partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until);
 extern bool partition_exists(Oid ledger, TimestampTz ts);
+extern TimestampTz partition_month(Oid relid);
 extern bool partition_is_month(Oid relid);
 extern bool partition_is_heap(Oid ledger, TimestampTz ts);
 extern void partition_make(TimestampTz ts);
 extern void partition_make_if_free(Oid ledger, TimestampTz ts);
 
-#endif							/* PARTITION_H */
+#endif							/* KAVACH_PARTITION_H */

@@ -11,10 +11,12 @@
  * whoever's the limit is.
  *
  * A call copies the parts, and uses them if their generations stand (change.c).
- * Otherwise one query reads all of them, in the latest snapshot, and what was
- * read is cached, unless somebody is just changing it.  So a change that has
- * committed is obeyed by the next call in every session, also in a transaction
- * already open.
+ * Those that are not there, or no longer good, it reads from the tables, in the
+ * latest snapshot, and caches, unless somebody is just changing them: the agent's
+ * first, which says whose the others are.  If all generations stand then, they
+ * are as they were at one moment; otherwise all of them are read once more, in one
+ * snapshot.  So a change that has committed is obeyed by the next call in every
+ * session, also in a transaction already open.
  *
  * A transaction that has changed any of these tables itself reads past the
  * cache and puts nothing in until it ends, since it may yet roll back.  Nothing
@@ -101,7 +103,7 @@ enum
 };
 
 static Finder find_agent = {
-	.table = "agent",
+	.table = "kavach.agent",
 	.nkeys = 1,
 	.ncolumns = 6,
 	.columns = {
@@ -124,7 +126,7 @@ enum
 };
 
 static Finder find_permissions = {
-	.table = "permission",
+	.table = "kavach.permission",
 	.nkeys = 1,
 	.ncolumns = 5,
 	.columns = {
@@ -147,7 +149,7 @@ enum
 };
 
 static Finder find_policies = {
-	.table = "budget_policy",
+	.table = "kavach.budget_policy",
 	.nkeys = 2,
 	.ncolumns = 6,
 	.columns = {
@@ -169,7 +171,7 @@ enum
 };
 
 static Finder find_limits = {
-	.table = "budget_limit",
+	.table = "kavach.budget_limit",
 	.nkeys = 1,
 	.ncolumns = 4,
 	.columns = {
@@ -191,7 +193,7 @@ enum
 };
 
 static Finder find_baselines = {
-	.table = "budget_baseline",
+	.table = "kavach.budget_baseline",
 	.nkeys = 1,
 	.ncolumns = 6,
 	.columns = {
@@ -276,8 +278,12 @@ policies_of(ScopeKind scope, const char *id)
 		searches[nsearches++].values[1] = id;
 	}
 	foreach(cell, find_rows(&find_policies, searches, nsearches))
-		if (DatumGetBool(((FoundRow *) lfirst(cell))->values[POLICY_ENABLED]))
+	{
+		const FoundRow *policy = lfirst(cell);
+
+		if (DatumGetBool(policy->values[POLICY_ENABLED]))
 			policies = lappend(policies, lfirst(cell));
+	}
 	return policies;
 }
 
@@ -394,7 +400,7 @@ read_agent(Flat *flat, const char *agent_id)
 /* By ScopeKind. */
 typedef struct Lookup
 {
-	bool		limits_only;	/* of the agent's part, which is more than that */
+	bool		limits_only;	/* of the agent's part */
 	bool		any_read;		/* not all was in the cache */
 	bool		wanted[NUM_SCOPES];
 	CacheKey	keys[NUM_SCOPES];
@@ -422,6 +428,13 @@ want_part(Lookup *lookup, ScopeKind scope, const char *id)
 	key->id = id;
 }
 
+static void
+unwant_part(Lookup *lookup, ScopeKind scope)
+{
+	lookup->wanted[scope] = false;
+	lookup->parts[scope] = NULL;
+}
+
 /* Whose parts it takes besides the agent's, as that says. */
 static void
 want_others(Lookup *lookup)
@@ -432,6 +445,8 @@ want_others(Lookup *lookup)
 	want_part(lookup, SCOPE_USER, agent->user_id);
 	if (agent->tenant_id != NULL)
 		want_part(lookup, SCOPE_TENANT, agent->tenant_id);
+	else
+		unwant_part(lookup, SCOPE_TENANT);
 }
 
 /* Copies parts that are wanted out of the cache, if they are there. */
@@ -462,7 +477,10 @@ are_good(const Lookup *lookup)
 	return true;
 }
 
-/* Reads a part in the snapshot of find_begin, where there is such an agent; returns whether it is one to be cached. */
+/*
+ * Reads a part in the snapshot of find_begin; of an agent that is not there,
+ * nothing.  Returns whether it is one to be cached.
+ */
 static bool
 read_wanted(Lookup *lookup, ScopeKind scope, Flat *flat)
 {
@@ -527,38 +545,42 @@ complete(Lookup *lookup)
 	return are_good(lookup);
 }
 
-/* From the cache, what is there.  The agent first, who says whose parts the others are. */
+/* The agent's part first, which says whose the others are. */
 static bool
-gather_profile(Lookup *lookup)
+complete_profile(Lookup *lookup)
 {
-	bool		good;
+	const Part *agent;
 
-	lookup->room = cache_room();
 	copy_parts(lookup, SCOPE_AGENT);
-	good = complete(lookup);
-	if (lookup->parts[SCOPE_AGENT] != NULL)
-	{
-		want_others(lookup);
-		copy_parts(lookup, SCOPE_USER);
-		good = complete(lookup);
-	}
-	cache_count(lookup->keys[SCOPE_AGENT].hash, !lookup->any_read);
-	return good;
+	if (!complete(lookup))
+		return lookup->parts[SCOPE_AGENT] == NULL;	/* it is known that there is none */
+	agent = lookup->parts[SCOPE_AGENT];
+	want_others(lookup);
+	copy_parts(lookup, SCOPE_USER);
+	/* if it had to be read again, it may be others' by now */
+	return complete(lookup) && lookup->parts[SCOPE_AGENT] == agent;
 }
 
 static bool
-gather_limits(Lookup *lookup)
+complete_limits(Lookup *lookup)
 {
-	bool		good;
-
-	lookup->room = cache_room();
 	copy_parts(lookup, SCOPE_AGENT);
-	good = complete(lookup);
-	cache_count(lookup->keys[SCOPE_AGENT].hash, !lookup->any_read);
-	return good;
+	return complete(lookup);
 }
 
-/* Past the cache: all of it in one snapshot. */
+/* Looks all of it up, in the cache what is there.  Returns false where it was changed meanwhile. */
+static bool
+gather(Lookup *lookup)
+{
+	bool		gathered;
+
+	lookup->room = cache_room();
+	gathered = lookup->limits_only ? complete_limits(lookup) : complete_profile(lookup);
+	cache_count(lookup->keys[SCOPE_AGENT].hash, !lookup->any_read);
+	return gathered;
+}
+
+/* Reads all of it in one snapshot, past the cache. */
 static void
 read_all(Lookup *lookup)
 {
@@ -571,10 +593,21 @@ read_all(Lookup *lookup)
 			continue;
 		(void) read_wanted(lookup, scope, &flat);
 		take_part(lookup, scope, &flat);
-		if (scope == SCOPE_AGENT && !lookup->limits_only && lookup->parts[scope] != NULL)
-			want_others(lookup);
+		if (scope != SCOPE_AGENT || lookup->limits_only)
+			continue;
+		if (lookup->parts[SCOPE_AGENT] == NULL)
+			break;
+		want_others(lookup);
 	}
 	find_end();
+}
+
+/* All that is wanted, as it is at one moment. */
+static void
+look_up(Lookup *lookup)
+{
+	if (!(may_cache() && gather(lookup)))
+		read_all(lookup);
 }
 
 /* ---- what binds a call ---- */
@@ -659,8 +692,7 @@ catalog_profile(const char *agent_id)
 	AgentPart  *part;
 
 	want_part(&lookup, SCOPE_AGENT, agent_id);
-	if (!(may_cache() && gather_profile(&lookup)))
-		read_all(&lookup);
+	look_up(&lookup);
 	part = (AgentPart *) lookup.parts[SCOPE_AGENT];
 	if (part == NULL)
 		return NULL;
@@ -673,19 +705,17 @@ catalog_profile(const char *agent_id)
 }
 
 /*
- * The limits that bind a subject other than an agent with its present owner:
- * a settlement charges the owner of then.
+ * The limits that bind subjects other than an agent with its present owner: a
+ * settlement charges the owner of then.  All agents are among them.
  */
 BudgetLimit *
 catalog_limits(const SubjectList *subjects, int *count)
 {
 	Lookup		lookup = {.limits_only = true};
 
-	want_part(&lookup, SCOPE_ALL, NULL);
 	for (int i = 0; i < subjects->count; i++)
 		want_part(&lookup, subjects->subjects[i].scope, subjects->subjects[i].id);
-	if (!(may_cache() && gather_limits(&lookup)))
-		read_all(&lookup);
+	look_up(&lookup);
 	return join_limits(lookup.parts, count);
 }
 

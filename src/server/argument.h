@@ -29,6 +29,7 @@
 	extern Datum name(PG_FUNCTION_ARGS)
 
 extern void check_declaration(FunctionCallInfo fcinfo, int nargs, int ncolumns);
+extern void *kept_for_calls(FunctionCallInfo fcinfo, Size size);
 extern void refuse_null(const char *name);
 extern void check_id(const char *value, const char *name);
 extern void check_tokens(int64 tokens, const char *name);

@@ -12,8 +12,10 @@
 #include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "storage/shmem.h"
+#include "tcop/pquery.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/wait_event.h"
 
 /* DecodeDateTime reports details through one more argument since 16. */
 static inline int
@@ -105,6 +107,28 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int nk
 	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* An extension's wait events have names of their own since 17. */
+static inline uint32
+compat_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/* A portal runs once, and need not be told so, since 18. */
+static inline void
+compat_portal_run(Portal portal)
+{
+#if PG_VERSION_NUM >= 180000
+	(void) PortalRun(portal, FETCH_ALL, true, None_Receiver, None_Receiver, NULL);
+#else
+	(void) PortalRun(portal, FETCH_ALL, true, true, None_Receiver, None_Receiver, NULL);
 #endif
 }
 

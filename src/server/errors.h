@@ -25,4 +25,7 @@
 /* an authorization that was refused, so that there is nothing to settle */
 #define ERRCODE_KAVACH_REFUSED_AUTHORIZATION	MAKE_SQLSTATE('K', 'V', '0', '0', '4')
 
+/* a time whose rows the ledger has no more, as its month was dropped or archived */
+#define ERRCODE_KAVACH_MONTH_DROPPED			MAKE_SQLSTATE('K', 'V', '0', '0', '5')
+
 #endif							/* KAVACH_ERRORS_H */

@@ -7,8 +7,8 @@
  * itself, and under SERIALIZABLE with the same predicate locks.  But a SELECT has
  * to be planned once in each session, which takes longer than a hundred calls.
  *
- * So only where the executor has nothing else to do: a plain heap that the owner
- * may read, without row security and tables that inherit from it, whose columns
+ * So only where the executor has nothing else to do: a plain heap of the same
+ * owner, without row security and tables that inherit from it, whose columns
  * are as kavach made them, with a B-tree index that a planner could use.  What it
  * compares with is the server's own, so that nobody's code runs.  Otherwise the
  * rows are found by statements, in the same snapshot.
@@ -22,16 +22,17 @@
 #include "server/find.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
 #include "storage/lmgr.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
@@ -87,7 +88,7 @@ table_oid(Finder *finder)
 		Oid			schema = get_namespace_oid("kavach", true);
 
 		if (OidIsValid(schema))
-			finder->relid = get_relname_relid(finder->table, schema);
+			finder->relid = get_relname_relid(strchr(finder->table, '.') + 1, schema);
 	}
 	return finder->relid;
 }
@@ -147,38 +148,52 @@ is_plain(Relation table)
 	return index_is_over_heap(table) &&
 		!table->rd_rel->relrowsecurity &&
 		!table->rd_rel->relhassubclass &&
-		pg_class_aclcheck(RelationGetRelid(table), query_owner(), ACL_SELECT) == ACLCHECK_OK;
+		table->rd_rel->relowner == query_owner();
 }
 
-/* Whether all rows can be looked up in an index by the keys, with which it begins. */
+/* Whether an index begins with the keys, as its row in pg_index says. */
 static bool
-is_index_of(Relation table, Relation index, const Finder *finder)
+begins_with_keys(const Finder *finder, Oid index)
 {
-	if (index->rd_rel->relam != BTREE_AM_OID ||
-		!index->rd_index->indisvalid ||
-		index->rd_index->indnkeyatts < finder->nkeys ||
-		RelationGetIndexPredicate(index) != NIL)
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	Form_pg_index form;
+	bool		begins;
+
+	if (!HeapTupleIsValid(tuple))
 		return false;
-	for (int i = 0; i < finder->nkeys; i++)
-		if (index->rd_index->indkey.values[i] != finder->attnums[i] ||
-			!index_has_usual_order(table, index, i, finder->columns[i].type))
-			return false;
-	return true;
+	form = (Form_pg_index) GETSTRUCT(tuple);
+	begins = form->indisvalid && form->indnkeyatts >= finder->nkeys;
+	for (int i = 0; i < finder->nkeys && begins; i++)
+		begins = form->indkey.values[i] == finder->attnums[i];
+	ReleaseSysCache(tuple);
+	return begins;
 }
 
+/* Whether all rows are in it, and can be looked up by the keys. */
+static bool
+finds_rows(const Finder *finder, Relation table, Oid relid)
+{
+	Relation	index = index_open(relid, AccessShareLock);
+	bool		finds = index->rd_rel->relam == BTREE_AM_OID && RelationGetIndexPredicate(index) == NIL;
+
+	for (int i = 0; i < finder->nkeys && finds; i++)
+		finds = index_has_usual_order(table, index, i, TEXTOID);
+	index_close(index, AccessShareLock);
+	return finds;
+}
+
+/* Opening an index takes long, once in a session: those that will not do stay closed. */
 static Oid
-find_index(Relation table, const Finder *finder)
+find_index(const Finder *finder, Relation table)
 {
 	ListCell   *cell;
 
 	foreach(cell, RelationGetIndexList(table))
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-		bool		is_one = is_index_of(table, index, finder);
+		Oid			index = lfirst_oid(cell);
 
-		index_close(index, AccessShareLock);
-		if (is_one)
-			return lfirst_oid(cell);
+		if (begins_with_keys(finder, index) && finds_rows(finder, table, index))
+			return index;
 	}
 	return InvalidOid;
 }
@@ -189,20 +204,20 @@ know_table(Relation table, Finder *finder)
 {
 	if (finder->known == RelationGetRelid(table))
 		return;
-	finder->known = RelationGetRelid(table);	/* it may be invalidated from here on */
+	/* first, as it may be invalidated meanwhile */
+	finder->known = RelationGetRelid(table);
 	finder->index = InvalidOid;
 	if (is_plain(table) && map_columns(table, finder))
-		finder->index = find_index(table, finder);
+		finder->index = find_index(finder, table);
 }
 
 /* ---- straight ---- */
 
+/* Of a type with a length word, or one that is passed by value. */
 static Datum
 copy_value(Datum value, const FindColumn *column)
 {
-	if (get_typlen(column->type) == -1)
-		return PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
-	return value;				/* there are no others that are passed by reference */
+	return get_typlen(column->type) == -1 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(value)) : value;
 }
 
 static FoundRow *
@@ -284,7 +299,7 @@ complete_statement(const Finder *finder, Statement *statement, bool last_is_null
 	for (int i = 0; i < finder->ncolumns; i++)
 		appendStringInfo(&sql, "%s %s::%s", i == 0 ? "SELECT" : ",",
 						 finder->columns[i].name, format_type_be(finder->columns[i].type));
-	appendStringInfo(&sql, " FROM kavach.%s", finder->table);
+	appendStringInfo(&sql, " FROM %s", finder->table);
 	for (int i = 0; i < finder->nkeys; i++)
 	{
 		appendStringInfo(&sql, " %s %s", i == 0 ? "WHERE" : "AND", finder->columns[i].name);

@@ -25,8 +25,8 @@ typedef struct FindColumn
 /* How rows of a table are found, and what is wanted of them: a static variable of who wants it. */
 typedef struct Finder
 {
-	const char *table;			/* in the schema kavach */
-	int			nkeys;			/* so many columns are what rows are found by, of type text */
+	const char *table;			/* with its schema, kavach */
+	int			nkeys;			/* the first columns, each a text */
 	int			ncolumns;
 	FindColumn	columns[MAX_FIND_COLUMNS];
 
@@ -34,7 +34,7 @@ typedef struct Finder
 	bool		registered;
 	struct Finder *next;
 	Oid			relid;			/* of the table; InvalidOid: to be looked up */
-	Oid			known;			/* the table that the rest is about, if that still holds */
+	Oid			known;			/* what the rest is about, while it holds */
 	AttrNumber	attnums[MAX_FIND_COLUMNS];
 	Oid			index;			/* InvalidOid: only a statement will do */
 	Statement	statements[2];	/* the second where the last key is NULL */

@@ -11,6 +11,8 @@
 #include "access/heapam.h"
 #include "access/transam.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_opfamily.h"
+#include "catalog/pg_type.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
@@ -23,6 +25,13 @@ index_is_over_heap(Relation table)
 		table->rd_tableam == GetHeapamTableAmRoutine();
 }
 
+/* The order of a type.  That of text is told apart: looking it up takes long, once in a session. */
+static Oid
+usual_family(Oid type)
+{
+	return type == TEXTOID ? TEXT_BTREE_FAM_OID : lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY)->btree_opf;
+}
+
 /* Whether a column of an index is compared as its type is, and bytes that differ are different. */
 bool
 index_has_usual_order(Relation table, Relation index, int column, Oid type)
@@ -30,7 +39,7 @@ index_has_usual_order(Relation table, Relation index, int column, Oid type)
 	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(table), index->rd_index->indkey.values[column] - 1);
 	Oid			collation = index->rd_indcollation[column];
 
-	return index->rd_opfamily[column] == lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY)->btree_opf &&
+	return index->rd_opfamily[column] == usual_family(type) &&
 		collation == attribute->attcollation &&
 		(!OidIsValid(collation) || get_collation_isdeterministic(collation));
 }
