@@ -11,7 +11,7 @@ use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('loads');
 $node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'\nkavach.max_counters = 16\nautovacuum = off");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'kavach'\nkavach.clock = '2026-03-10 12:00:00+00'\nkavach.max_counters = 16\nkavach.batch_interval = '1h'\nautovacuum = off");
 $node->start;
 $node->safe_psql('postgres', q{
 	CREATE EXTENSION kavach;
@@ -114,6 +114,12 @@ for my $closing ($close, 'SELECT 0')
 	is($node->safe_psql('postgres', "$earlier; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', 0); SELECT string_agg(w::text, ' ') FROM wrong w"), "allowed\n", 'and when that is loaded');
 }
 left_is(861, 'of now');
+$node->safe_psql('postgres', "$earlier; SELECT kavach_authorize('agt_a', 'run', 'x', 40, request_id => 'own'); $evict");
+is($node->safe_psql('postgres', "BEGIN; SELECT tokens_charged FROM kavach.audit_log l, kavach_record_usage('agt_a', 0, l.id) WHERE l.request_id = 'own'; $earlier; "
+		  . "SELECT u.tokens - r.tokens FROM kavach.current_usage('agent', 'agt_a', 'month', false) u JOIN raw r ON (r.scope, r.subject, r.period, r.start) = ('agent', 'agt_a', 'month', u.period_start); ROLLBACK"),
+	"-40\n0", 'what the transaction itself gives back to a month that is not in memory');
+$node->safe_psql('postgres', "SELECT kavach_record_usage('agt_a', 0, id) FROM kavach.audit_log WHERE request_id = 'own'");
+left_is(861, 'settled');
 
 # ---- rows that no call has written ----
 
