@@ -399,7 +399,7 @@ scan_tail(void)
 	return tail;
 }
 
-/* The tail in the active snapshot. */
+/* The tail in the active snapshot.  Where the extension is yet to be updated, there is no such table. */
 BatchTail
 batch_tail(void)
 {
@@ -412,6 +412,8 @@ batch_tail(void)
 		straight_close(&tail_table);
 		return tail;
 	}
+	if (!OidIsValid(tail_table.relid))
+		return no_tail;
 	query_begin(&owner);
 	tail = selected_tail(query_select_in(GetActiveSnapshot(), &read_tail, NULL, NULL));
 	query_end(&owner);
