@@ -92,10 +92,10 @@ static int64 prune_rollups(void);
 static int64 retire_months(void);
 
 static Task tasks[] = {
-	{"closing batches of the ledger", close_batches},
-	{"making a partition of the ledger", make_month_ahead},
-	{"pruning the ledger's rollups", prune_rollups},
-	{"retiring months of the ledger", retire_months},
+	{"closing batches of the ledger", close_batches, 0, 0, 0},
+	{"making a partition of the ledger", make_month_ahead, 0, 0, 0},
+	{"pruning the ledger's rollups", prune_rollups, 0, 0, 0},
+	{"retiring months of the ledger", retire_months, 0, 0, 0},
 };
 
 #define CLOSING (&tasks[0])
