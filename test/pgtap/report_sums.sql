@@ -95,7 +95,7 @@ CREATE FUNCTION pg_temp.bad_plans() RETURNS SETOF text LANGUAGE sql AS $$
       'SELECT * FROM kavach.usage_by_agent WHERE agent_id = ''agt_1''', 'SELECT * FROM kavach.usage_by_user', 'SELECT * FROM kavach.usage_by_day',
       'SELECT * FROM kavach_usage_report(''2026-01-31 17:00Z'', ''2026-04-02 05:00Z'', ''{model,user}'', ''day'')', 'SELECT * FROM kavach.unsettled',
       'EXECUTE by_agent(''2026-01-31 17:00Z'', ''2026-04-02 05:00Z'')', 'EXECUTE by_model(''{model}'')']) AS s
-   WHERE pg_temp.plan_of(s) ~ '(Seq Scan on audit_log_|Function Scan on kavach)'
+   WHERE pg_temp.plan_of(s) ~ '(Seq Scan on audit_log_2026_0[1-4]|Function Scan on kavach)'
 $$;
 PREPARE by_agent(timestamptz, timestamptz) AS SELECT * FROM kavach_cost_by_agent($1, $2);
 PREPARE by_model(text[]) AS SELECT * FROM kavach_usage_report('2026-01-31 17:00Z', '2026-04-02 05:00Z', $1);
