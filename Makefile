@@ -10,7 +10,7 @@
 #   make valgrind [KIND=k]   the tests on a server under valgrind
 #   make sanitize [KIND=k]   the tests with kavach compiled with ASan and UBSan
 #   make bench [PART=p]      what a call costs beside an INSERT, as ratios: speed, contention,
-#                            many, settle, cold, growth, instructions or quick (bench/run.sh)
+#                            many, settle, cold, growth, scale, instructions or quick (bench/run.sh)
 #
 # These install through apt what they miss (scripts/setup.sh), so they must work
 # where there is no pg_config yet: they never read PGXS themselves.

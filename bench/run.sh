@@ -9,13 +9,14 @@
 #     settle        authorize, then record_usage: what everybody calls
 #     cold          sessions that have just connected; others' policies; memory
 #     growth        agents, policies, rows
+#     scale         reports, and what is cold, over a ledger of millions of rows
 #     instructions  of a call, counted with callgrind
 #     quick         the default's, briefly
 #   ROUNDS=7    rounds of each comparison; medians are over rounds
 #   SECONDS=5   of each measurement
 #   CLIENTS='1 8 32'              settle has 8 of its own accord, cold 8 and 32
 #   ROWS=5000000, AGENTS=100000   how big the big ledger and installation of growth
-#               are, AGENTS and POLICIES=20000 those of cold
+#               are, AGENTS and POLICIES=20000 those of cold; ROWS=10000000 that of scale
 #
 # Each contender of a comparison is a pgbench that keeps its sessions throughout.
 # After a warm-up it is stopped (SIGSTOP), and continued for its turns alone; a
@@ -38,6 +39,7 @@ clients=${CLIENTS:-1 8 32}
 settle_clients=${CLIENTS:-8}
 cold_clients=${CLIENTS:-8 32}
 rows=${ROWS:-5000000}
+scale_rows=${ROWS:-10000000}
 many_agents=${AGENTS:-100000}
 many_policies=${POLICIES:-20000}
 read -ra parts <<<"${*:-speed contention many}"
@@ -68,12 +70,13 @@ declare -A title=(
   [small_inserts]="two INSERTs, before" [big_inserts]="two INSERTs, after"
   [few]="4 policies" [few_again]="4 policies again" [alone]="$many_policies policies"
   [beside]="$many_policies, and 20 a second from another session"
+  [held]="authorize, no batch closed meanwhile" [held_again]="the same again" [closing]="authorize, batches closed"
 )
 
 main() {
   local part
   for part in "${parts[@]}"; do
-    [[ $part =~ ^(speed|contention|many|settle|cold|growth|instructions)$ ]] || die "unknown part: $part"
+    [[ $part =~ ^(speed|contention|many|settle|cold|growth|scale|instructions)$ ]] || die "unknown part: $part"
   done
   scripts/setup.sh
   say "building and installing"
@@ -368,6 +371,192 @@ shared_memory() {
     -c kavach.max_counters="$1" -C shared_memory_size 2>/dev/null)
 }
 
+# ---- scale ----
+
+part_scale() {
+  serve "autovacuum_max_workers = 1"
+  begin "a ledger of $scale_rows rows: a year of 1,000 agents of 300 users" 1000 4
+  database=postgres query -c "DROP DATABASE bench_${section}_before"
+  users=300 tenants=30 use_database before 1000 4
+  fill_ledger
+  {
+    printf '\n### %s\n\n' "${heading^}"
+    printf '| | ms | the same from raw rows, ms | times faster |\n| --- | --: | --: | --: |\n'
+    scale_reports
+    printf '\n| | ms |\n| --- | --: |\n'
+    scale_pages
+    scale_restart
+    printf '\n| | |\n| --- | --: |\n'
+    scale_size
+  } | tee -a "$results"
+  scale_statuses
+  leave
+  scale_worker
+}
+
+# Two sessions, each its share of the calls of a year: a request, then what settles all but one in a thousand.
+fill_ledger() {
+  local session filled=()
+  say "filling the ledger"
+  query -c "SELECT kavach_create_months((now() - interval '1 year')::date, now()::date)" >"$folder/$section/out"
+  for session in 0 1; do
+    filling "$session" | PGOPTIONS=$relaxed query >>"$folder/$section/out" &
+    filled+=("$!")
+  done
+  for session in "${filled[@]}"; do
+    wait "$session" || die "could not fill the ledger"
+  done
+  until_closed
+  query -c "VACUUM ANALYZE"
+  say "$(query -At -c "SELECT count(*) FROM kavach.audit_log") rows, $(query -At -c "SELECT count(*) FROM kavach.batch") batches"
+}
+
+# filling SESSION: the statements of one of two sessions; 1,000 calls at a time, the first a year ago.
+filling() {
+  local at steps=$((scale_rows / 2000)) now
+  now=$(date +%s)
+  for ((at = $1; at < steps; at += 2)); do
+    printf "SET kavach.clock = '%s';\n" "$(printf '%(%F %T)T+00' $((now - 31536000 + at * (31536000 / steps))))"
+    printf "SELECT count(kavach_authorize((4000000001 + (i * 7919 + %s) %% 1000)::text, 'execute', 'mcp:openai:chat', tokens_cost => 100 + i %% 100, request_id => 'r-%s-' || i)) FROM generate_series(1, 1000) i;\n" "$at" "$at"
+    printf "SELECT count(kavach_record_usage((4000000001 + (i * 7919 + %s) %% 1000)::text, 90 + i %% 100, request_id => 'r-%s-' || i)) FROM generate_series(1, 1000 - (%s %% 2)) i;\n" "$at" "$at" "$at"
+  done | TZ=UTC cat
+}
+
+until_closed() {
+  wait_until 3600 is_closed || die "batches stay open"
+}
+
+is_closed() {
+  [[ $(query -At -c "SELECT kavach.close_batches()" -c "SELECT count(*) FROM kavach.batch_status WHERE rows > 0" | tail -n 1) -eq 0 ]]
+}
+
+# timed SQL: the median of five runs of a session, in ms.
+timed() {
+  {
+    printf '\\timing on\n'
+    printf '%s \\g /dev/null\n' "$1" "$1" "$1" "$1" "$1"
+  } | query | awk '/^Time:/ { print $2 }' | sort -n | sed -n 3p
+}
+
+# against TITLE SQL SQL: a report, and what it is compared with.
+against() {
+  local report raw
+  report=$(timed "$2")
+  raw=$(timed "$3")
+  printf '| %s | %s | %s | **%s** |\n' "$1" "$report" "$raw" "$(awk -v a="$raw" -v b="$report" 'BEGIN { printf "%.0f", a / b }')"
+}
+
+scale_reports() {
+  local month year day until figures
+  month=$(date -u -d "$(date -u +%Y-%m-15) -1 month" +%m) year=$(date -u -d "$(date -u +%Y-%m-15) -1 month" +%Y)
+  day=$(date -u -d "$(date -u +%Y-%m-15) -3 month" +%Y-%m-01)
+  until=$(date -u +%Y-%m-01)
+  figures="count(*) FILTER (WHERE kind = 'authorize'), count(*) FILTER (WHERE kind = 'authorize' AND result <> 'allowed'), sum(tokens_cost)"
+  against "a month's bill" "SELECT * FROM kavach_billing_report($year, $month)" \
+    "SELECT tenant_id, user_id, $figures FROM kavach.audit_log WHERE ts >= '$year-$month-01Z' AND ts < timestamptz '$year-$month-01Z' + interval '1 month' GROUP BY 1, 2"
+  against "all days of three months" "SELECT * FROM kavach_cost_by_day(NULL, '$day 00:00Z', '$until 00:00Z')" \
+    "SELECT (ts AT TIME ZONE 'UTC')::date, $figures FROM kavach.audit_log WHERE ts >= '$day 00:00Z' AND ts < '$until 00:00Z' GROUP BY 1"
+  against "kavach.usage_by_user" "SELECT * FROM kavach.usage_by_user" \
+    "SELECT user_id, $figures FROM kavach.audit_log GROUP BY 1"
+  against "kavach.unsettled ($(query -At -c "SELECT count(*) FROM kavach.unsettled") rows)" "SELECT * FROM kavach.unsettled" \
+    "SELECT * FROM kavach.audit_log a WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL AND NOT EXISTS (SELECT FROM kavach.audit_log u WHERE u.settles = a.id)"
+}
+
+# First pages of the audit log: for those with no row, few, and their share of all.
+scale_pages() {
+  query -c "SELECT kavach_create_agent('few', 'few', 'few', permissions => '[{\"resource\": \"*\", \"actions\": [\"*\"]}]')" >/dev/null
+  query -c "SELECT format('SET kavach.clock = %L; SELECT kavach_authorize(''few'', ''a'', ''b'', tokens_cost => 1)', now() - interval '1 day' * 30 * i) FROM generate_series(1, 11) i" \
+    -At | query >/dev/null
+  until_closed
+  for subject in nobody few 5000000007; do
+    printf '| first page of the audit log of user %s | %s |\n' "$subject" "$(timed "SELECT * FROM kavach_query_audit(user_id => '$subject', max_rows => 50)")"
+  done
+  for subject in nobody few tenant_7; do
+    printf '| first page of the audit log of tenant %s | %s |\n' "$subject" "$(timed "SELECT * FROM kavach_query_audit(tenant_id => '$subject', max_rows => 50)")"
+  done
+  printf '| kavach.budget_status | %s |\n' "$(timed "SELECT * FROM kavach.budget_status")"
+}
+
+# once SQL…: ms of each, in a session of its own.
+once() {
+  {
+    printf '\\timing on\n'
+    printf '%s \\g /dev/null\n' "$@"
+  } | query | awk '/^Time:/ { print $2 }'
+}
+
+scale_restart() {
+  local calls=() i times
+  restart
+  for i in {1..40}; do
+    calls+=("SELECT * FROM kavach_authorize('$((4000000000 + i))', 'execute', 'mcp:openai:chat', tokens_cost => 150)")
+  done
+  mapfile -t times < <(once "${calls[@]}")
+  printf '| first call after a restart | %s |\n' "${times[0]}"
+  printf '| first call of each other user, median and longest of 39 | %s, %s |\n' \
+    "$(printf '%s\n' "${times[@]:1}" | sort -n | sed -n 20p)" "$(printf '%s\n' "${times[@]:1}" | sort -n | tail -n 1)"
+  for i in 3000 100; do
+    restart
+    printf '| calls of 8 clients in %s s after a restart, statement_timeout %s ms | %s |\n' "$duration" "$i" "$(calls_at_once "$i")"
+  done
+}
+
+restart() {
+  (cd / && as_server "$(bindir)/pg_ctl" -D "$folder/data" -l "$folder/server.log" -m fast -w restart >/dev/null </dev/null)
+}
+
+# calls_at_once TIMEOUT: how many there were, or that one failed.
+calls_at_once() {
+  options="-c statement_timeout=$1"
+  runs=$((runs + 1))
+  cat bench/call.pgbench bench/authorize.pgbench >"$folder/$section/script"
+  PGOPTIONS=$options "$(bindir)/pgbench" -n -M prepared -c 8 -j 2 -T "$duration" -h "$folder" -U postgres -f "$folder/$section/script" \
+    -D call=1000 -D agents=1000 -D action=execute -D resource=mcp:openai:chat -D tenant=tenant_1 \
+    -D tokens=150 -D spent=134 -D run="$runs" "$database" >"$folder/$section/out" 2>&1 &&
+    sed -n 's/^number of transactions actually processed: //p' "$folder/$section/out" ||
+    echo "failed: $(grep -m 1 ERROR "$folder/$section/out")"
+  options=
+}
+
+scale_size() {
+  local month
+  month=$(query -At -c "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass ORDER BY pg_relation_size(inhrelid) DESC LIMIT 1")
+  query -c "CREATE TABLE bench.plain AS SELECT * FROM $month"
+  printf '| a month of the ledger with its indexes ÷ a plain table of the same rows | %s |\n' \
+    "$(query -At -c "SELECT round(pg_total_relation_size('$month')::numeric / pg_total_relation_size('bench.plain'), 2)")"
+  printf '| rollups, bytes for each row of the ledger | %s |\n' \
+    "$(query -At -c "SELECT round(sum(pg_total_relation_size(c))::numeric / $scale_rows, 1) FROM unnest(ARRAY['kavach.usage_daily', 'kavach.usage_monthly', 'kavach.usage_scope', 'kavach.batch', 'kavach.open_authorization']::regclass[]) c")"
+}
+
+# Of 11,000 agents, each of which has a limit of its own.
+scale_statuses() {
+  use_database after 11000 4
+  query -c "SELECT count(kavach_authorize(agent_id, 'execute', 'mcp:openai:chat', tokens_cost => 150)) FROM kavach.agent" >/dev/null
+  until_closed
+  printf '| kavach.budget_status, each of 11,000 agents | %s ms |\n' "$(timed "SELECT * FROM kavach.budget_status")" | tee -a "$results"
+}
+
+scale_worker() {
+  begin "10,000 agents, batches closed meanwhile or not" 10000 4
+  options=$relaxed
+  contend held authorize 8
+  contend closing authorize 8
+  contend held_again authorize 8
+  interval=([held]=1h [held_again]=1h [closing]=default)
+  compare
+  finish
+}
+
+# set_interval INTERVAL: of batches; with what was left open closed first.
+set_interval() {
+  if [[ $1 == default ]]; then
+    query -c "ALTER SYSTEM RESET kavach.batch_interval"
+  else
+    query -c "ALTER SYSTEM SET kavach.batch_interval = '$1'"
+  fi
+  query -c "SELECT pg_reload_conf()" -c "SELECT kavach.close_batches()" >/dev/null
+}
+
 # ---- instructions ----
 
 # Of what goes on inside of the function: no parser, plan, protocol nor commit.
@@ -473,7 +662,8 @@ begin() {
   rows_each=1
   series=
   constraints='{}'
-  declare -gA pid=() sessions=() reference=() companion=() cold=()
+  users=100 tenants=1
+  declare -gA pid=() sessions=() reference=() companion=() cold=() interval=()
   mkdir "$folder/$section"
   say "$heading"
   use_database before "${@:2}"
@@ -488,7 +678,7 @@ use_database() {
     query -c "ALTER DATABASE $database SET client_min_messages = warning"
   fi
   query -v agents="$2" -v policies="$3" -v rows="${4:-0}" -v months="${5:-0}" -v constraints="$constraints" \
-    -v library="$folder/uuid7.so" -f bench/setup.sql
+    -v users="$users" -v tenants="$tenants" -v library="$folder/uuid7.so" -f bench/setup.sql
   query -c "VACUUM ANALYZE kavach.agent, kavach.permission, kavach.budget_policy, kavach.budget_limit"
 }
 
@@ -555,6 +745,7 @@ take_turn() {
   local name=$1 from to cpu process
   local processes=("${pid[$name]}")
   [[ -z ${companion[$name]:-} ]] || processes+=("${pid[${companion[$name]}]}")
+  [[ -z ${interval[$name]:-} ]] || set_interval "${interval[$name]}"
   query -c CHECKPOINT
   for process in "${processes[@]}"; do
     kill -CONT "$process" 2>/dev/null || die "$name broke off: $(cat "$folder/$section/$name.out")"
@@ -609,9 +800,9 @@ cpu_time() {
 same_rows() {
   local same
   same=$(query -At -c "
-    WITH k AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
+    WITH k AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,batch,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
                  FROM kavach.audit_log a WHERE agent_id = '4000000042'),
-         b AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
+         b AS (SELECT DISTINCT to_jsonb(a) - '{id,ts,batch,settles,request_id}'::text[], settles IS NULL, request_id IS NULL
                  FROM bench.audit_log a WHERE agent_id = '4000000042')
     SELECT EXISTS (TABLE k) AND NOT EXISTS (TABLE k EXCEPT TABLE b) AND NOT EXISTS (TABLE b EXCEPT TABLE k)")
   [[ $same == t ]] || die "the INSERT does not write the row that the call writes"

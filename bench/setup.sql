@@ -1,14 +1,14 @@
 -- setup.sql: a database to measure in.  psql variables: agents, policies (in
 -- all: tenant, all agents, each user, each agent, and then such as bind nobody
 -- who calls), rows (already in this month of either ledger), months (before this
--- one), constraints (of each permission), library (of uuid7.c).
+-- one), constraints (of each permission), users and tenants, library (of uuid7.c).
 \set QUIET on
 SET client_min_messages = warning;
 CREATE EXTENSION kavach;
 
--- Agent i of user i % 100 has permission i.
+-- Agent i of user i % users has permission i.
 INSERT INTO kavach.agent (agent_id, user_id, tenant_id)
-SELECT 4000000000 + i, 5000000000 + i % 100, 'tenant_1'
+SELECT 4000000000 + i, 5000000000 + i % :users, 'tenant_' || 1 + i % :users % :tenants
   FROM generate_series(1, :agents) i;
 INSERT INTO kavach.permission (agent_id, resource, actions, constraints)
 SELECT 4000000000 + i, 'mcp:openai:*', '{execute}', :'constraints'

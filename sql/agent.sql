@@ -66,6 +66,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+  IF TG_RELID <> 'kavach.agent'::regclass THEN
+    RAISE EXCEPTION 'kavach.agent_gone() must be called for kavach.agent'
+      USING ERRCODE = 'trigger_protocol_violated';
+  END IF;
   IF TG_OP = 'TRUNCATE' THEN
     PERFORM kavach.forget_agent(o.agent_id)
        FROM (SELECT p.agent_id FROM kavach.permission p

@@ -153,6 +153,9 @@ CREATE TABLE kavach.usage_scope (
   PRIMARY KEY (scope, subject, period, start)
 ) WITH (fillfactor = 70);
 
+-- the subjects that have a window
+CREATE INDEX usage_scope_window_idx ON kavach.usage_scope (scope, period, start);
+
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_scope', '');
 
 COMMENT ON TABLE kavach.usage_scope IS 'What closed batches add up to in the windows of limits: what counters are loaded from.';
@@ -180,3 +183,68 @@ AS 'MODULE_PATHNAME', 'kavach_close_batches';
 COMMENT ON FUNCTION kavach.close_batches() IS
 'Opens the next batch and closes those before that no transaction can add to any more; returns how many rows these have. The worker does that all the time; to be seen at once.
 Errors: 25006 read-only.';
+
+CREATE FUNCTION kavach.wake_worker()
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_wake_worker';
+
+COMMENT ON FUNCTION kavach.wake_worker() IS
+'Has the worker of this database look at once at all that it does, or has it started: true if it is there already, false if it is yet to come.
+Errors: 25006 read-only.';
+
+CREATE FUNCTION kavach.read_worker(
+  OUT pid int, OUT closed_at timestamptz, OUT failing_since timestamptz, OUT sqlstate text, OUT refused_at timestamptz)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_worker_status';
+
+COMMENT ON FUNCTION kavach.read_worker() IS
+  'The row of kavach.worker_status.';
+
+CREATE VIEW kavach.worker_status AS
+SELECT * FROM kavach.read_worker();
+
+COMMENT ON VIEW kavach.worker_status IS 'The background worker of this database: it is there from the first call on, as long as batches are open. What it does now is in pg_stat_activity.';
+COMMENT ON COLUMN kavach.worker_status.pid IS 'Its process; NULL: there is none.';
+COMMENT ON COLUMN kavach.worker_status.closed_at IS 'When one closed batches last, since the start of the server.';
+COMMENT ON COLUMN kavach.worker_status.failing_since IS 'Since when something fails, which the log tells of; NULL: nothing does.';
+COMMENT ON COLUMN kavach.worker_status.sqlstate IS 'With what.';
+COMMENT ON COLUMN kavach.worker_status.refused_at IS 'When the log was last told that there was no background worker to be had (max_worker_processes).';
+
+-- With the owner's rights, as xact_start is not shown to everybody.  5 is LOCK_BATCH of src/server/lock.h.
+CREATE FUNCTION kavach.batch_holders(OUT batch bigint, OUT pid int, OUT role name, OUT application_name text, OUT since timestamptz)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  SELECT (l.classid::bigint << 32) | l.objid::bigint, l.pid, a.usename, a.application_name, a.xact_start
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+   WHERE l.locktype = 'userlock' AND l.objsubid = 5 AND l.granted
+     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END;
+
+COMMENT ON FUNCTION kavach.batch_holders() IS
+  'Who keeps which batch open, until his transaction ends: the holders of kavach.batch_status.';
+
+CREATE VIEW kavach.batch_status AS
+WITH written AS (
+  SELECT a.batch, count(*) AS rows, min(a.ts) AS first_ts
+    FROM kavach.audit_log a
+   WHERE a.batch = ANY (ARRAY(SELECT unnest(t.open) FROM kavach.tail t))
+      OR a.batch > coalesce((SELECT t.high FROM kavach.tail t), -1)
+   GROUP BY a.batch
+)
+SELECT coalesce(w.batch, h.batch) AS batch, coalesce(w.rows, 0) AS rows, w.first_ts,
+       h.pid, h.role, h.application_name, h.since
+  FROM written w
+  FULL JOIN kavach.batch_holders() h ON h.batch = w.batch;
+
+COMMENT ON VIEW kavach.batch_status IS 'The batches that are open: their rows are in the ledger, and in no rollup yet. A row for each transaction that keeps one open; a batch that nobody keeps open is about to be closed.';
+COMMENT ON COLUMN kavach.batch_status.batch IS 'Its number.';
+COMMENT ON COLUMN kavach.batch_status.rows IS 'How many rows it has that are committed.';
+COMMENT ON COLUMN kavach.batch_status.first_ts IS 'The ts of the earliest of these.';
+COMMENT ON COLUMN kavach.batch_status.pid IS 'Who keeps it open: the process; NULL: nobody.';
+COMMENT ON COLUMN kavach.batch_status.role IS 'Its role.';
+COMMENT ON COLUMN kavach.batch_status.application_name IS 'What it calls itself.';
+COMMENT ON COLUMN kavach.batch_status.since IS 'Since when: the start of its transaction.';

@@ -48,21 +48,25 @@ SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
   FROM kavach.former_member() f
  WHERE f.name NOT IN ('grant_unrecorded', 'former_member', 'former');
 
--- Reports read kavach.usage where they read kavach.ledger, and budget_status calls more than current_usage: that is what
--- comes before those.
+-- Reports read kavach.usage_part where they read kavach.ledger, and they and budget_status call more than range_start
+-- and current_usage: that is what comes before those.
 INSERT INTO kavach.former
 SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
   FROM kavach.former f
-  JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
+  JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('TABLE', 'ledger', 'usage_entry'), ('TABLE', 'ledger', 'usage_part'),
+               ('FUNCTION', 'range_start', 'range_edge'), ('FUNCTION', 'range_start', 'uuid7_since'), ('FUNCTION', 'range_start', 'uuid7_until'),
+               ('FUNCTION', 'range_start', 'usage_between'), ('FUNCTION', 'kavach_query_audit', 'audit_limit'),
+               ('FUNCTION', 'kavach_query_audit', 'is_page'), ('FUNCTION', 'kavach_query_audit', 'audit_page'),
+               ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
                ('FUNCTION', 'current_usage', 'of_scope')) AS n (kind, former, name)
     ON (n.kind, n.former) = (f.kind, f.name);
 
 -- Constraints call functions: who writes these tables may execute them.
 INSERT INTO kavach.former
 SELECT 'pg_proc'::regclass, f.oid, n.name, 'FUNCTION', f.owner,
-       ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
-               FROM aclexplode(f.acl) a
-              WHERE a.privilege_type IN ('INSERT', 'UPDATE'))
+       nullif(ARRAY(SELECT makeaclitem(a.grantee, f.owner, 'EXECUTE', false)
+                      FROM aclexplode(f.acl) a
+                     WHERE a.privilege_type IN ('INSERT', 'UPDATE')), '{}')
   FROM kavach.former f
   JOIN (VALUES ('budget_policy', 'scope_has_id'), ('budget_limit', 'is_period')) AS n (former, name)
     ON f.kind = 'TABLE' AND f.name = n.former;
@@ -160,6 +164,30 @@ AS 'MODULE_PATHNAME', 'kavach_windows';
 COMMENT ON FUNCTION kavach.windows(timestamptz) IS
   'The windows of limits that an instant is in, shortest first, [period_start, period_end) in UTC: the last one from -infinity to NULL.';
 
+CREATE FUNCTION kavach.range_edge(since timestamptz, until timestamptz, whole text, edge int)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_range_edge';
+
+COMMENT ON FUNCTION kavach.range_edge(timestamptz, timestamptz, text, int) IS
+  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
+
+CREATE FUNCTION kavach.uuid7_since(ts timestamptz, whole_month boolean DEFAULT false)
+RETURNS uuid
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_uuid7_since';
+
+COMMENT ON FUNCTION kavach.uuid7_since(timestamptz, boolean) IS
+  'The least id that a row from this time on can have; whole_month: from the start of its UTC month on.';
+
+CREATE FUNCTION kavach.uuid7_until(ts timestamptz, whole_month boolean DEFAULT false)
+RETURNS uuid
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_uuid7_until';
+
+COMMENT ON FUNCTION kavach.uuid7_until(timestamptz, boolean) IS
+  'The least id that no row before this time can have; whole_month: before the end of the UTC month that the last instant before it is in.';
+
 -- ---- agent.sql ----
 
 CREATE OR REPLACE FUNCTION kavach.check_agent(agent_id text)
@@ -199,6 +227,10 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+  IF TG_RELID <> 'kavach.agent'::regclass THEN
+    RAISE EXCEPTION 'kavach.agent_gone() must be called for kavach.agent'
+      USING ERRCODE = 'trigger_protocol_violated';
+  END IF;
   IF TG_OP = 'TRUNCATE' THEN
     PERFORM kavach.forget_agent(o.agent_id)
        FROM (SELECT p.agent_id FROM kavach.permission p
@@ -566,6 +598,7 @@ first, last: any day of the first and of the last month, at most 240 months.
 Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
 
 COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
+COMMENT ON COLUMN kavach.ledger.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
 
 -- ---- batch.sql ----
 
@@ -716,6 +749,9 @@ CREATE TABLE kavach.usage_scope (
   PRIMARY KEY (scope, subject, period, start)
 ) WITH (fillfactor = 70);
 
+-- the subjects that have a window
+CREATE INDEX usage_scope_window_idx ON kavach.usage_scope (scope, period, start);
+
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_scope', '');
 
 COMMENT ON TABLE kavach.usage_scope IS 'What closed batches add up to in the windows of limits: what counters are loaded from.';
@@ -743,6 +779,71 @@ AS 'MODULE_PATHNAME', 'kavach_close_batches';
 COMMENT ON FUNCTION kavach.close_batches() IS
 'Opens the next batch and closes those before that no transaction can add to any more; returns how many rows these have. The worker does that all the time; to be seen at once.
 Errors: 25006 read-only.';
+
+CREATE FUNCTION kavach.wake_worker()
+RETURNS boolean
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_wake_worker';
+
+COMMENT ON FUNCTION kavach.wake_worker() IS
+'Has the worker of this database look at once at all that it does, or has it started: true if it is there already, false if it is yet to come.
+Errors: 25006 read-only.';
+
+CREATE FUNCTION kavach.read_worker(
+  OUT pid int, OUT closed_at timestamptz, OUT failing_since timestamptz, OUT sqlstate text, OUT refused_at timestamptz)
+LANGUAGE c VOLATILE
+AS 'MODULE_PATHNAME', 'kavach_worker_status';
+
+COMMENT ON FUNCTION kavach.read_worker() IS
+  'The row of kavach.worker_status.';
+
+CREATE VIEW kavach.worker_status AS
+SELECT * FROM kavach.read_worker();
+
+COMMENT ON VIEW kavach.worker_status IS 'The background worker of this database: it is there from the first call on, as long as batches are open. What it does now is in pg_stat_activity.';
+COMMENT ON COLUMN kavach.worker_status.pid IS 'Its process; NULL: there is none.';
+COMMENT ON COLUMN kavach.worker_status.closed_at IS 'When one closed batches last, since the start of the server.';
+COMMENT ON COLUMN kavach.worker_status.failing_since IS 'Since when something fails, which the log tells of; NULL: nothing does.';
+COMMENT ON COLUMN kavach.worker_status.sqlstate IS 'With what.';
+COMMENT ON COLUMN kavach.worker_status.refused_at IS 'When the log was last told that there was no background worker to be had (max_worker_processes).';
+
+-- With the owner's rights, as xact_start is not shown to everybody.  5 is LOCK_BATCH of src/server/lock.h.
+CREATE FUNCTION kavach.batch_holders(OUT batch bigint, OUT pid int, OUT role name, OUT application_name text, OUT since timestamptz)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  SELECT (l.classid::bigint << 32) | l.objid::bigint, l.pid, a.usename, a.application_name, a.xact_start
+    FROM pg_locks l
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+   WHERE l.locktype = 'userlock' AND l.objsubid = 5 AND l.granted
+     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END;
+
+COMMENT ON FUNCTION kavach.batch_holders() IS
+  'Who keeps which batch open, until his transaction ends: the holders of kavach.batch_status.';
+
+CREATE VIEW kavach.batch_status AS
+WITH written AS (
+  SELECT a.batch, count(*) AS rows, min(a.ts) AS first_ts
+    FROM kavach.audit_log a
+   WHERE a.batch = ANY (ARRAY(SELECT unnest(t.open) FROM kavach.tail t))
+      OR a.batch > coalesce((SELECT t.high FROM kavach.tail t), -1)
+   GROUP BY a.batch
+)
+SELECT coalesce(w.batch, h.batch) AS batch, coalesce(w.rows, 0) AS rows, w.first_ts,
+       h.pid, h.role, h.application_name, h.since
+  FROM written w
+  FULL JOIN kavach.batch_holders() h ON h.batch = w.batch;
+
+COMMENT ON VIEW kavach.batch_status IS 'The batches that are open: their rows are in the ledger, and in no rollup yet. A row for each transaction that keeps one open; a batch that nobody keeps open is about to be closed.';
+COMMENT ON COLUMN kavach.batch_status.batch IS 'Its number.';
+COMMENT ON COLUMN kavach.batch_status.rows IS 'How many rows it has that are committed.';
+COMMENT ON COLUMN kavach.batch_status.first_ts IS 'The ts of the earliest of these.';
+COMMENT ON COLUMN kavach.batch_status.pid IS 'Who keeps it open: the process; NULL: nobody.';
+COMMENT ON COLUMN kavach.batch_status.role IS 'Its role.';
+COMMENT ON COLUMN kavach.batch_status.application_name IS 'What it calls itself.';
+COMMENT ON COLUMN kavach.batch_status.since IS 'Since when: the start of its transaction.';
 
 -- Rows of a batch are found by an index of each month, where kavach has made one that lacks it.
 DO $$
@@ -1117,17 +1218,44 @@ $$;
 CREATE OR REPLACE VIEW kavach.budget_status AS
 WITH win AS (
   SELECT * FROM kavach.windows(kavach.clock_now())
+), each AS MATERIALIZED (
+  -- what each policies count, and of agents those hours that closed batches may not have any more (src/ledger/tally.c)
+  SELECT DISTINCT p.scope, w.*, p.scope = 'agent' AND w.period = 'hour' AND w.period_start < statement_timestamp() - interval '1 day' AS old
+    FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) JOIN win w USING (period)
+   WHERE p.each
+), tail AS MATERIALIZED (
+  SELECT high, open FROM kavach.tail
+   UNION ALL
+  SELECT -1, '{}' WHERE NOT EXISTS (SELECT FROM kavach.tail)
+), unclosed AS (
+  -- with a bound above, so that the planner expects few
+  SELECT a.* FROM tail t JOIN kavach.audit_log a ON a.batch > t.high AND a.batch <= 9223372036854775807
+   UNION ALL
+  SELECT a.* FROM tail t CROSS JOIN unnest(t.open) AS o (batch) JOIN kavach.audit_log a USING (batch)
 ), usage AS MATERIALIZED (
-  -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
-  SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
-         coalesce(sum(a.tokens_cost), 0) AS tokens,
-         count(*) FILTER (WHERE a.kind = 'authorize') AS calls
-    FROM win w
-    JOIN kavach.audit_log a ON a.ts >= w.period_start
-   CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
-   WHERE a.result = 'allowed' AND charged_at >= w.period_start AND charged_at < coalesce(w.period_end, 'infinity')
-     AND w.period IN (SELECT l.period FROM kavach.budget_limit l JOIN kavach.budget_policy p USING (policy_id) WHERE p.each)
-   GROUP BY w.period, a.agent_id, a.user_id, a.tenant_id
+  -- what closed batches add up to, and the rows of the others; what is given back counts where it was charged
+  SELECT n.scope, n.period, n.subject, sum(n.tokens) AS tokens, sum(n.calls) AS calls
+    FROM (
+      SELECT u.scope, u.period, u.subject, u.tokens, u.calls
+        FROM each e JOIN kavach.usage_scope u ON (u.scope, u.period, u.start) = (e.scope, e.period, e.period_start)
+       WHERE NOT e.old
+       UNION ALL
+      SELECT e.scope, e.period, x.subject, coalesce(a.tokens_cost, 0), (a.kind = 'authorize')::int
+        FROM each e
+        JOIN unclosed a ON a.ts >= e.period_start
+       CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+       CROSS JOIN LATERAL kavach.of_scope(e.scope, a.agent_id, a.user_id, a.tenant_id) AS x (subject)
+       WHERE NOT e.old AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
+         AND x.subject IS NOT NULL
+       UNION ALL
+      SELECT e.scope, e.period, x.subject, coalesce(a.tokens_cost, 0), (a.kind = 'authorize')::int
+        FROM each e
+        JOIN kavach.audit_log a ON a.ts >= e.period_start
+       CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+       CROSS JOIN LATERAL kavach.of_scope(e.scope, a.agent_id, a.user_id, a.tenant_id) AS x (subject)
+       WHERE e.old AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
+         AND x.subject IS NOT NULL) AS n
+   GROUP BY n.scope, n.period, n.subject
 )
 SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.period_end, l.amount,
        u.used, greatest(l.amount - u.used, 0) AS remaining, p.action,
@@ -1142,12 +1270,9 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
      WHERE NOT p.each
      UNION ALL
     -- each of them: a row for whoever used something in the window
-    SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
+    SELECT n.subject, CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END
       FROM usage n
-     CROSS JOIN LATERAL (
-        SELECT kavach.of_scope(p.scope, n.agent_id, n.user_id, n.tenant_id) AS subject) x
-     WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
-     GROUP BY x.subject) s
+     WHERE p.each AND (n.scope, n.period) = (p.scope, l.period)) s
   LEFT JOIN LATERAL (
     -- two ways, as an index finds the one or the other
     SELECT n.usage FROM kavach.budget_baseline n
@@ -1259,6 +1384,130 @@ AS 'MODULE_PATHNAME', 'kavach_audit_limit';
 COMMENT ON FUNCTION kavach.audit_limit(int, text[], text) IS
   'The limit of kavach_query_audit, max_rows, once its arguments are checked: a search that comes to look at no row must refuse them, too. Errors: 22004 a NULL among the actions; 22023 an unknown result, no action at all.';
 
+-- The first page of somebody's rows.  Those of an agent are found by (agent_id, ts).  Of a
+-- user or tenant, the sums of days tell on which there are any, and of which agents;
+-- whose are much of what there is are found sooner by passing over it.  That is decided
+-- on the way, from the newest day on, so that it is no plain SQL; a page is small, and
+-- need not stream.
+
+CREATE FUNCTION kavach.is_page(agent_id text, user_id text, tenant_id text, max_rows int)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(max_rows <= 1000, false) AND (agent_id IS NOT NULL OR user_id IS NOT NULL OR tenant_id IS NOT NULL);
+
+COMMENT ON FUNCTION kavach.is_page(text, text, text, int) IS
+  'Whether kavach_query_audit leaves a search to kavach.audit_page: it wants few rows, and of somebody.';
+
+CREATE FUNCTION kavach.audit_page(
+  agent_id  text,
+  user_id   text,
+  tenant_id text,
+  since     timestamptz,
+  until     timestamptz,
+  actions   text[],
+  result    text,
+  max_rows  int,
+  before    uuid)
+RETURNS SETOF kavach.ledger
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+  lower CONSTANT timestamptz := kavach.range_start(since, until);
+  upper CONSTANT timestamptz := least(until, kavach.uuid7_ts(before) + interval '1 ms', 'infinity');
+  wanted int := max_rows;
+  found_rows int;
+  sums int := 16;  -- of how many sums of days the rows are looked for at once
+  first_day date;
+  last_day date := 'infinity';  -- what is of later days is found already
+  share record;
+BEGIN
+  IF audit_page.agent_id IS NOT NULL THEN
+    RETURN QUERY
+      SELECT l.*
+        FROM kavach.ledger l
+       WHERE l.agent_id = audit_page.agent_id AND l.ts >= lower AND l.ts < upper
+         AND (audit_page.before IS NULL OR l.id < audit_page.before)
+         AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
+         AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)
+         AND (audit_page.actions IS NULL OR l.action = ANY (audit_page.actions))
+         AND (audit_page.result IS NULL OR l.result = audit_page.result)
+       ORDER BY l.ts DESC, l.id DESC
+       LIMIT wanted;
+    RETURN;
+  END IF;
+
+  WHILE wanted > 0 AND last_day > '-infinity' LOOP
+    SELECT p.day INTO first_day
+      FROM kavach.usage_part p
+     WHERE p.part = 'daily' AND p.day < last_day
+       AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
+       AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
+       AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)
+     ORDER BY p.day DESC
+    OFFSET sums - 1 LIMIT 1;
+    first_day := coalesce(first_day, '-infinity');
+
+    SELECT s.calls, s.is_unknown,
+           CASE WHEN s.calls > 1000 THEN
+             (SELECT sum(p.calls) FROM kavach.usage_part p
+               WHERE p.part = 'daily' AND p.day >= first_day AND p.day < last_day AND p.day <= (upper AT TIME ZONE 'UTC')::date) END AS all_calls
+      INTO share
+      FROM (SELECT sum(p.calls) AS calls, bool_or(p.agent_id IS NULL) AS is_unknown
+              FROM kavach.usage_part p
+             WHERE p.part IN ('daily', 'tail') AND p.day >= first_day AND p.day < last_day
+               AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
+               AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
+               AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)) s;
+
+    IF share.is_unknown OR share.all_calls * wanted < share.calls * share.calls THEN
+      RETURN QUERY
+        SELECT l.*
+          FROM kavach.ledger l
+         WHERE l.ts >= greatest(lower, first_day::timestamp AT TIME ZONE 'UTC') AND l.ts < least(upper, last_day::timestamp AT TIME ZONE 'UTC')
+           AND (audit_page.before IS NULL OR l.id < audit_page.before)
+           AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
+           AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)
+           AND (audit_page.actions IS NULL OR l.action = ANY (audit_page.actions))
+           AND (audit_page.result IS NULL OR l.result = audit_page.result)
+         ORDER BY l.id DESC
+         LIMIT wanted;
+    ELSE
+      RETURN QUERY
+        SELECT l.*
+          FROM (SELECT DISTINCT p.day, p.agent_id
+                  FROM kavach.usage_part p
+                 WHERE p.part IN ('daily', 'tail') AND p.day >= first_day AND p.day < last_day
+                   AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
+                   AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
+                   AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)) d
+         CROSS JOIN LATERAL
+               (SELECT *
+                  FROM kavach.ledger a
+                 WHERE a.agent_id = d.agent_id
+                   AND a.ts >= d.day::timestamp AT TIME ZONE 'UTC' AND a.ts < (d.day + 1)::timestamp AT TIME ZONE 'UTC'
+                OFFSET 0) l
+         WHERE l.ts >= lower AND l.ts < upper
+           AND (audit_page.before IS NULL OR l.id < audit_page.before)
+           AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
+           AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)
+           AND (audit_page.actions IS NULL OR l.action = ANY (audit_page.actions))
+           AND (audit_page.result IS NULL OR l.result = audit_page.result)
+         ORDER BY l.id DESC
+         LIMIT wanted;
+    END IF;
+    GET DIAGNOSTICS found_rows = ROW_COUNT;
+    wanted := wanted - found_rows;
+    last_day := first_day;
+    sums := sums * 4;
+  END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION kavach.audit_page(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
+  'What kavach_query_audit answers with these arguments, of which one is an agent, a user or a tenant, and max_rows is given.';
+
 CREATE OR REPLACE FUNCTION @extschema@.kavach_query_audit(
   agent_id  text DEFAULT NULL,
   user_id   text DEFAULT NULL,
@@ -1272,17 +1521,30 @@ CREATE OR REPLACE FUNCTION @extschema@.kavach_query_audit(
 RETURNS SETOF kavach.ledger
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT l.*
-    FROM kavach.ledger l
-   WHERE l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
-     AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
-     AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
-     AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
-     AND (kavach_query_audit.agent_id IS NULL OR l.agent_id = kavach_query_audit.agent_id)
-     AND (kavach_query_audit.user_id IS NULL OR l.user_id = kavach_query_audit.user_id)
-     AND (kavach_query_audit.tenant_id IS NULL OR l.tenant_id = kavach_query_audit.tenant_id)
-     AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
-     AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result)
+  SELECT l.id, l.ts, l.batch, l.kind, l.agent_id, l.user_id, l.tenant_id, l.action, l.resource, l.arguments,
+         l.ip, l.result, l.code, l.reason, l.permission_id, l.policy_id, l.tokens_requested, l.min_tokens,
+         l.tokens_released, l.tokens_cost, l.settles, l.request_id, l.provider, l.model, l.tokens_input,
+         l.tokens_output, l.tokens_cache_read, l.tokens_cache_write, l.cost, l.metadata
+    FROM (SELECT false AS is_page, l.* FROM kavach.ledger l
+           UNION ALL
+          SELECT true, p.*
+            FROM kavach.audit_page(
+                   kavach_query_audit.agent_id, kavach_query_audit.user_id, kavach_query_audit.tenant_id,
+                   kavach_query_audit.since, kavach_query_audit.until, kavach_query_audit.actions,
+                   kavach_query_audit.result, kavach_query_audit.max_rows, kavach_query_audit.before) p) l
+   WHERE (l.is_page
+          AND kavach.is_page(kavach_query_audit.agent_id, kavach_query_audit.user_id, kavach_query_audit.tenant_id, kavach_query_audit.max_rows))
+      OR (NOT l.is_page
+          AND NOT kavach.is_page(kavach_query_audit.agent_id, kavach_query_audit.user_id, kavach_query_audit.tenant_id, kavach_query_audit.max_rows)
+          AND l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
+          AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
+          AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
+          AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
+          AND (kavach_query_audit.agent_id IS NULL OR l.agent_id = kavach_query_audit.agent_id)
+          AND (kavach_query_audit.user_id IS NULL OR l.user_id = kavach_query_audit.user_id)
+          AND (kavach_query_audit.tenant_id IS NULL OR l.tenant_id = kavach_query_audit.tenant_id)
+          AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
+          AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result))
    ORDER BY l.id DESC
    LIMIT kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result);
 END;
@@ -1292,6 +1554,48 @@ COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
 Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
 
+-- Whether anybody has settled a call is asked call by call, and each call is fetched by its
+-- id, whatever the planner would take these to be: as many as are open, which it cannot know.
+
+CREATE OR REPLACE VIEW kavach.unsettled AS
+SELECT a.*
+  FROM (SELECT l.*
+          FROM kavach.open_authorization o
+         CROSS JOIN LATERAL (SELECT CASE WHEN substr(o.id::text, 15, 1) = '7' THEN kavach.uuid7_ts(o.id) END) AS t (made)
+         CROSS JOIN LATERAL
+               (SELECT l.*
+                  FROM kavach.audit_log l
+                 WHERE l.id = o.id AND l.ts >= coalesce(t.made, '-infinity') AND l.ts < coalesce(t.made + interval '1 ms', 'infinity')
+                OFFSET 0) l
+         UNION ALL
+        SELECT l.*
+          FROM kavach.audit_log l
+         WHERE l.batch > coalesce((SELECT t.high FROM kavach.tail t), -1) AND l.batch <= 9223372036854775807
+         UNION ALL
+        SELECT l.*
+          FROM kavach.audit_log l
+         WHERE l.batch = ANY ((SELECT t.open FROM kavach.tail t)::bigint[])
+           AND l.batch >= (SELECT t.open[1] FROM kavach.tail t) AND l.batch <= (SELECT t.high FROM kavach.tail t)) a
+ WHERE a.kind = 'authorize' AND a.result = 'allowed' AND a.tokens_cost IS NOT NULL
+   AND (SELECT u.settles FROM kavach.audit_log u WHERE u.settles = a.id AND u.ts >= a.ts - interval '1 day' LIMIT 1) IS NULL;
+
+COMMENT ON VIEW kavach.unsettled IS 'Admitted calls with a cost that nobody has settled yet: settle them with kavach_record_usage, 0 tokens where the model was not called.';
+
+DO $$
+DECLARE
+  c record;
+BEGIN
+  FOR c IN
+    SELECT a.attname, col_description(l.attrelid, l.attnum) AS text
+      FROM pg_attribute a
+      JOIN pg_attribute l ON l.attrelid = 'kavach.audit_log'::regclass AND l.attname = a.attname
+     WHERE a.attrelid = 'kavach.unsettled'::regclass AND a.attnum > 0
+  LOOP
+    EXECUTE format('COMMENT ON COLUMN kavach.unsettled.%I IS %L', c.attname, c.text);
+  END LOOP;
+END
+$$;
+
 CREATE FUNCTION @extschema@.kavach_unsettled(
   agent_id text,
   until    timestamptz DEFAULT NULL)
@@ -1300,13 +1604,26 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
+DECLARE
+  calls CONSTANT bigint := (SELECT coalesce(sum(m.calls), 0) FROM kavach.usage_monthly m WHERE m.agent_id = kavach_unsettled.agent_id);
 BEGIN
   PERFORM kavach.check_id(kavach_unsettled.agent_id, 'agent_id');
-  RETURN QUERY
-    SELECT u.id, u.ts, u.action, u.resource, u.tokens_cost, u.request_id
-      FROM kavach.unsettled u
-     WHERE u.agent_id = kavach_unsettled.agent_id AND u.ts < coalesce(kavach_unsettled.until, 'infinity')
-     ORDER BY u.id;
+  -- through what is open of all agents, or all calls of this one: whichever is less
+  IF EXISTS (SELECT FROM kavach.open_authorization OFFSET calls) THEN
+    RETURN QUERY
+      SELECT a.id, a.ts, a.action, a.resource, a.tokens_cost, a.request_id
+        FROM kavach.audit_log a
+       WHERE a.agent_id = kavach_unsettled.agent_id AND a.ts < coalesce(kavach_unsettled.until, 'infinity')
+         AND a.kind = 'authorize' AND a.result = 'allowed' AND a.tokens_cost IS NOT NULL
+         AND (SELECT u.settles FROM kavach.audit_log u WHERE u.settles = a.id AND u.ts >= a.ts - interval '1 day' LIMIT 1) IS NULL
+       ORDER BY a.id;
+  ELSE
+    RETURN QUERY
+      SELECT u.id, u.ts, u.action, u.resource, u.tokens_cost, u.request_id
+        FROM kavach.unsettled u
+       WHERE u.agent_id = kavach_unsettled.agent_id AND u.ts < coalesce(kavach_unsettled.until, 'infinity')
+       ORDER BY u.id;
+  END IF;
   IF NOT FOUND AND NOT EXISTS (SELECT FROM kavach.agent a WHERE a.agent_id = kavach_unsettled.agent_id) THEN
     RAISE EXCEPTION 'agent "%" does not exist', kavach_unsettled.agent_id
       USING ERRCODE = 'undefined_object',
@@ -1320,45 +1637,190 @@ COMMENT ON FUNCTION @extschema@.kavach_unsettled(text, timestamptz) IS
 until: only calls made before; NULL: all.
 Errors: 22004, 22023, 22001 bad input; 42704 unknown agent that has left nothing open.';
 
--- What a ledger row counts as is said here alone: reports sum these columns.  What
--- is rare is asked first, since that is done for every row.
+-- What a ledger row counts as is said here alone, and in src/ledger/rollup.c: reports sum
+-- these columns.  What is rare is asked first, since that is done for every row.
 
 CREATE VIEW kavach.usage AS
-SELECT a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.agent_id, a.user_id, a.tenant_id,
+SELECT a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, CASE WHEN a.user_id IS NOT NULL THEN a.agent_id END AS agent_id, a.user_id, a.tenant_id,
        CASE WHEN a.kind = 'authorize' THEN 1 ELSE 0 END AS calls,
        CASE WHEN a.result <> 'allowed' AND a.kind = 'authorize' THEN 1 ELSE 0 END AS denied,
        CASE WHEN a.tokens_requested IS NULL AND a.kind = 'authorize' AND a.result = 'allowed' THEN 1 ELSE 0 END AS calls_without_cost,
-       coalesce(a.tokens_cost, 0) AS tokens_cost
+       coalesce(a.tokens_cost, 0) AS tokens_cost,
+       coalesce(a.tokens_input, 0) AS tokens_input, coalesce(a.tokens_output, 0) AS tokens_output,
+       coalesce(a.tokens_cache_read, 0) AS tokens_cache_read, coalesce(a.tokens_cache_write, 0) AS tokens_cache_write,
+       coalesce(a.cost, 0) AS cost,
+       a.provider, a.model,
+       CASE WHEN a.settles IS NOT NULL AND (a.provider IS NOT NULL OR a.model IS NOT NULL) THEN coalesce(a.tokens_released, 0) ELSE 0 END AS tokens_moved,
+       a.action, a.resource, a.metadata, a.id, a.batch
   FROM kavach.audit_log a;
 
 COMMENT ON VIEW kavach.usage IS 'What each ledger row counts as: every report sums these columns.';
 COMMENT ON COLUMN kavach.usage.ts IS 'Clock time of the call.';
 COMMENT ON COLUMN kavach.usage.day IS 'Its UTC day.';
-COMMENT ON COLUMN kavach.usage.agent_id IS 'Who called.';
+COMMENT ON COLUMN kavach.usage.agent_id IS 'Who called; NULL for an unknown agent.';
 COMMENT ON COLUMN kavach.usage.user_id IS 'The agent''s owner at that time; NULL for an unknown agent.';
 COMMENT ON COLUMN kavach.usage.tenant_id IS 'The agent''s tenant at that time.';
 COMMENT ON COLUMN kavach.usage.calls IS '1 for an authorize decision, else 0.';
 COMMENT ON COLUMN kavach.usage.denied IS '1 for one that refused, else 0.';
 COMMENT ON COLUMN kavach.usage.calls_without_cost IS '1 for one that admitted a call which gave no cost, else 0.';
 COMMENT ON COLUMN kavach.usage.tokens_cost IS 'What the row charges; 0 where it gave no cost.';
+COMMENT ON COLUMN kavach.usage.provider IS 'Who served the call, when known.';
+COMMENT ON COLUMN kavach.usage.model IS 'The model that served it, when known.';
+COMMENT ON COLUMN kavach.usage.tokens_moved IS 'Of a settlement that names provider or model: the estimate that it replaces, which was charged without. By model, tokens_cost + tokens_moved count under its own and -tokens_moved under NULL.';
+COMMENT ON COLUMN kavach.usage.action IS 'What was asked: the action.';
+COMMENT ON COLUMN kavach.usage.resource IS 'What was asked: the resource.';
+COMMENT ON COLUMN kavach.usage.metadata IS 'The application''s own notes, a JSON object.';
+COMMENT ON COLUMN kavach.usage.id IS 'The ledger row''s id.';
+COMMENT ON COLUMN kavach.usage.batch IS 'The batch that it belongs to.';
+
+CREATE VIEW kavach.usage_entry AS
+SELECT u.id, u.batch, u.ts, u.day, u.tenant_id, u.user_id, u.agent_id, e.provider, e.model, u.action, u.resource, u.metadata,
+       u.calls * e.n AS calls, u.denied * e.n AS denied, u.calls_without_cost * e.n AS calls_without_cost, e.tokens_cost,
+       u.tokens_input * e.n AS tokens_input, u.tokens_output * e.n AS tokens_output,
+       u.tokens_cache_read * e.n AS tokens_cache_read, u.tokens_cache_write * e.n AS tokens_cache_write, u.cost * e.n AS cost
+  FROM kavach.usage u
+ CROSS JOIN LATERAL (VALUES (1, u.provider, u.model, u.tokens_cost + u.tokens_moved), (0, NULL, NULL, -u.tokens_moved)) AS e (n, provider, model, tokens_cost)
+ WHERE e.n = 1 OR u.tokens_moved <> 0;
+
+COMMENT ON VIEW kavach.usage_entry IS 'kavach.usage for sums by provider and model: a settlement that names one is two rows, so that it takes its estimate away where that was charged.';
+
+-- Each row of the ledger once, in the sums of its month, in those of its day, as the row
+-- that it is, and as one of the tail where no sum has it yet: who reads this takes one
+-- part for each stretch of time, and the tail with the sums.  In one statement, so that
+-- sums and tail are of one snapshot.
+--
+-- Statistics tell nothing about the tail: it is looked for by index whatever they say,
+-- since a range with both bounds is taken to be small.  What is true of a part is told
+-- by a constant of that name, so that the planner drops those that are not wanted.
+
+CREATE VIEW kavach.usage_part AS
+SELECT 'monthly' AS part, NULL::uuid AS id, (m.month::timestamp AT TIME ZONE 'UTC') AS ts, m.month AS day,
+       m.tenant_id, m.user_id, m.agent_id, m.provider, m.model, NULL::text AS action, NULL::text AS resource, NULL::jsonb AS metadata,
+       m.calls, m.denied, m.calls_without_cost, m.tokens_cost, m.tokens_input, m.tokens_output, m.tokens_cache_read, m.tokens_cache_write, m.cost
+  FROM kavach.usage_monthly m
+ UNION ALL
+SELECT 'daily', NULL, (d.day::timestamp AT TIME ZONE 'UTC'), d.day,
+       d.tenant_id, d.user_id, d.agent_id, d.provider, d.model, NULL, NULL, NULL,
+       d.calls, d.denied, d.calls_without_cost, d.tokens_cost, d.tokens_input, d.tokens_output, d.tokens_cache_read, d.tokens_cache_write, d.cost
+  FROM kavach.usage_daily d
+ UNION ALL
+SELECT 'row', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider, e.model, e.action, e.resource, e.metadata,
+       e.calls, e.denied, e.calls_without_cost, e.tokens_cost, e.tokens_input, e.tokens_output, e.tokens_cache_read, e.tokens_cache_write, e.cost
+  FROM kavach.usage_entry e
+ UNION ALL
+SELECT 'tail', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider, e.model, e.action, e.resource, e.metadata,
+       e.calls, e.denied, e.calls_without_cost, e.tokens_cost, e.tokens_input, e.tokens_output, e.tokens_cache_read, e.tokens_cache_write, e.cost
+  FROM kavach.usage_entry e
+ WHERE e.batch > coalesce((SELECT t.high FROM kavach.tail t), -1) AND e.batch <= 9223372036854775807
+ UNION ALL
+SELECT 'tail', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider, e.model, e.action, e.resource, e.metadata,
+       e.calls, e.denied, e.calls_without_cost, e.tokens_cost, e.tokens_input, e.tokens_output, e.tokens_cache_read, e.tokens_cache_write, e.cost
+  FROM kavach.usage_entry e
+ WHERE e.batch = ANY ((SELECT t.open FROM kavach.tail t)::bigint[])
+   AND e.batch >= (SELECT t.open[1] FROM kavach.tail t) AND e.batch <= (SELECT t.high FROM kavach.tail t);
+
+COMMENT ON VIEW kavach.usage_part IS 'What reports sum: the ledger''s rows, what months and days of closed batches add up to, and the rows that are in none of these sums yet. kavach.usage_between puts a range together.';
+COMMENT ON COLUMN kavach.usage_part.part IS 'monthly or daily: the sum of the closed batches'' rows in it, by agent and model; row: a row of kavach.usage_entry; tail: the same, of a batch that is not in the sums.';
+COMMENT ON COLUMN kavach.usage_part.id IS 'Of a row: its id.';
+COMMENT ON COLUMN kavach.usage_part.ts IS 'Of a row: clock time of the call; of a sum: the start of its month or day.';
+COMMENT ON COLUMN kavach.usage_part.day IS 'Its UTC day.';
+
+CREATE FUNCTION kavach.usage_between(
+  since timestamptz,
+  until timestamptz,
+  whole text)
+RETURNS SETOF kavach.usage_part
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT p.*
+    FROM kavach.usage_part p
+   WHERE (p.part = 'monthly'
+          AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
+          AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date)
+      OR (p.part = 'daily'
+          AND (p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) AT TIME ZONE 'UTC')::date
+               AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
+               OR p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date
+               AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) AT TIME ZONE 'UTC')::date))
+      OR (p.part = 'tail'
+          AND p.ts >= kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)
+          AND p.ts < kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3))
+      OR (p.part = 'row'
+          AND (p.ts >= usage_between.since
+               AND p.ts < kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)
+               AND (p.id >= kavach.uuid7_since(usage_between.since)
+                    AND p.id < kavach.uuid7_until(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0))
+                    OR p.id >= kavach.uuid7_since('-infinity')
+                    AND p.id < kavach.uuid7_since(usage_between.since, true)
+                    OR p.id >= kavach.uuid7_until(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0), true)
+                    AND p.id <= kavach.uuid7_until('infinity'))
+               OR p.ts >= kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3)
+               AND p.ts < usage_between.until
+               AND (p.id >= kavach.uuid7_since(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3))
+                    AND p.id < kavach.uuid7_until(usage_between.until)
+                    OR p.id >= kavach.uuid7_since('-infinity')
+                    AND p.id < kavach.uuid7_since(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3), true)
+                    OR p.id >= kavach.uuid7_until(usage_between.until, true)
+                    AND p.id <= kavach.uuid7_until('infinity'))));
+END;
+
+COMMENT ON FUNCTION kavach.usage_between(timestamptz, timestamptz, text) IS
+'What the ledger''s rows from since (inclusive) to until (exclusive) add up to, in pieces: whole UTC months and days as sums, pieces of days as rows, and the rows that are not in the sums yet. Neither bound is NULL; infinity leaves a side open. Every report sums these.
+whole: monthly; daily, where days are to be told apart; NULL: rows alone.
+The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of a time outside that month.';
 
 CREATE OR REPLACE VIEW kavach.usage_by_agent AS
 SELECT agent_id,
-       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
-  FROM kavach.usage
+       sum(calls)::bigint AS calls, sum(denied)::bigint AS denied, sum(calls_without_cost)::bigint AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage_part
+ WHERE part IN ('monthly', 'tail')
  GROUP BY agent_id;
+
+COMMENT ON VIEW kavach.usage_by_agent IS 'Usage of every agent, over all time. For a range use kavach_cost_by_agent.';
+COMMENT ON COLUMN kavach.usage_by_agent.agent_id IS 'The agent; NULL: refused calls of unknown agents.';
 
 CREATE OR REPLACE VIEW kavach.usage_by_user AS
 SELECT user_id,
-       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
-  FROM kavach.usage
+       sum(calls)::bigint AS calls, sum(denied)::bigint AS denied, sum(calls_without_cost)::bigint AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage_part
+ WHERE part IN ('monthly', 'tail')
  GROUP BY user_id;
+
+COMMENT ON VIEW kavach.usage_by_user IS 'Usage of every user, over all time. For a range use kavach_cost_by_user.';
+COMMENT ON COLUMN kavach.usage_by_user.user_id IS 'The user; NULL: refused calls of unknown agents.';
 
 CREATE OR REPLACE VIEW kavach.usage_by_day AS
 SELECT day,
-       sum(calls) AS calls, sum(denied) AS denied, sum(calls_without_cost) AS calls_without_cost, sum(tokens_cost) AS tokens_cost
-  FROM kavach.usage
+       sum(calls)::bigint AS calls, sum(denied)::bigint AS denied, sum(calls_without_cost)::bigint AS calls_without_cost, sum(tokens_cost) AS tokens_cost
+  FROM kavach.usage_part
+ WHERE part IN ('daily', 'tail')
  GROUP BY day;
+
+COMMENT ON VIEW kavach.usage_by_day IS 'Usage of every UTC day that has ledger rows. For a range or one agent use kavach_cost_by_day.';
+COMMENT ON COLUMN kavach.usage_by_day.day IS 'The UTC day.';
+
+DO $$
+DECLARE
+  c record;
+BEGIN
+  FOR c IN
+    SELECT a.attrelid::regclass AS view, a.attname AS name, coalesce(col_description('kavach.usage_daily'::regclass, b.attnum),
+                                                                     col_description('kavach.usage'::regclass, u.attnum)) AS text
+      FROM pg_attribute a
+      LEFT JOIN pg_attribute b ON b.attrelid = 'kavach.usage_daily'::regclass AND b.attname = a.attname AND b.attname NOT IN ('day', 'tokens_cost')
+      LEFT JOIN pg_attribute u ON u.attrelid = 'kavach.usage'::regclass AND u.attname = a.attname
+     WHERE a.attrelid IN ('kavach.usage'::regclass, 'kavach.usage_entry'::regclass, 'kavach.usage_part'::regclass)
+       AND a.attnum > 0 AND col_description(a.attrelid, a.attnum) IS NULL
+     UNION ALL
+    SELECT v.name::regclass, n.name, n.text
+      FROM (VALUES ('kavach.usage_by_agent'), ('kavach.usage_by_user'), ('kavach.usage_by_day')) AS v (name),
+           (VALUES ('calls', 'Authorize decisions.'), ('denied', 'Those refused.'), ('calls_without_cost', 'Those admitted that gave no cost.'),
+                   ('tokens_cost', 'sum(tokens_cost) over the ledger: the bill.')) AS n (name, text)
+  LOOP
+    EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', c.view, c.name, c.text);
+  END LOOP;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_agent(
   since timestamptz,
@@ -1366,12 +1828,16 @@ CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_agent(
 RETURNS TABLE (agent_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT u.agent_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
-    FROM kavach.usage u
-   WHERE u.ts >= kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until)
-     AND u.ts < coalesce(kavach_cost_by_agent.until, 'infinity')
+  SELECT u.agent_id, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
+    FROM kavach.usage_between(kavach.range_start(kavach_cost_by_agent.since, kavach_cost_by_agent.until),
+                              coalesce(kavach_cost_by_agent.until, 'infinity'), 'monthly') u
    GROUP BY u.agent_id;
 END;
+
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_agent(timestamptz, timestamptz) IS
+'Usage by agent from since (inclusive) to until (exclusive); NULL for no bound.
+agent_id: NULL: refused calls of unknown agents; calls: authorize decisions; denied: those refused; calls_without_cost: those admitted that gave no cost; tokens_cost: the sum over the ledger.
+Errors: 22023 where since is after until.';
 
 CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_user(
   since timestamptz,
@@ -1379,12 +1845,15 @@ CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_user(
 RETURNS TABLE (user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
-    FROM kavach.usage u
-   WHERE u.ts >= kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until)
-     AND u.ts < coalesce(kavach_cost_by_user.until, 'infinity')
+  SELECT u.user_id, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
+    FROM kavach.usage_between(kavach.range_start(kavach_cost_by_user.since, kavach_cost_by_user.until),
+                              coalesce(kavach_cost_by_user.until, 'infinity'), 'monthly') u
    GROUP BY u.user_id;
 END;
+
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_user(timestamptz, timestamptz) IS
+'Usage by user, one row each, from since (inclusive) to until (exclusive); NULL for no bound. The columns are those of kavach_cost_by_agent; NULL: refused calls of unknown agents.
+Errors: 22023 where since is after until.';
 
 CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_day(
   agent_id text,
@@ -1393,26 +1862,142 @@ CREATE OR REPLACE FUNCTION @extschema@.kavach_cost_by_day(
 RETURNS TABLE (day date, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT u.day, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
-    FROM kavach.usage u
-   WHERE u.ts >= kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until)
-     AND u.ts < coalesce(kavach_cost_by_day.until, 'infinity')
-     AND (kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id)
+  SELECT u.day, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
+    FROM kavach.usage_between(kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until),
+                              coalesce(kavach_cost_by_day.until, 'infinity'), 'daily') u
+   WHERE kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id
    GROUP BY u.day;
 END;
+
+COMMENT ON FUNCTION @extschema@.kavach_cost_by_day(text, timestamptz, timestamptz) IS
+'Usage by UTC day, of one agent or of all (NULL), from since (inclusive) to until (exclusive); NULL for no bound. Days without ledger rows are absent. The other columns are those of kavach_cost_by_agent.
+Errors: 22023 where since is after until.';
 
 CREATE OR REPLACE FUNCTION @extschema@.kavach_billing_report(year int, month int)
 RETURNS TABLE (tenant_id text, user_id text, calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric)
 LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-  SELECT u.tenant_id, u.user_id, sum(u.calls), sum(u.denied), sum(u.calls_without_cost), sum(u.tokens_cost)
-    FROM kavach.usage u
-   WHERE u.ts >= kavach.month_start(kavach_billing_report.year, kavach_billing_report.month)
-     AND u.ts < kavach.month_end(kavach_billing_report.year, kavach_billing_report.month)
+  SELECT u.tenant_id, u.user_id, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
+    FROM kavach.usage_between(kavach.month_start(kavach_billing_report.year, kavach_billing_report.month),
+                              kavach.month_end(kavach_billing_report.year, kavach_billing_report.month), 'monthly') u
    GROUP BY u.tenant_id, u.user_id;
 END;
 
--- What applications show in their own pages: as the tables, with the owner's rights.
+COMMENT ON FUNCTION @extschema@.kavach_billing_report(int, int) IS
+'The bill of a UTC month: usage by tenant and user. The other columns are those of kavach_cost_by_agent; NULL, NULL: refused calls of unknown agents.
+Errors: 22004, 22023 no such month.';
+
+-- The general form.
+
+CREATE FUNCTION kavach.report_whole(group_by text[], bucket text)
+RETURNS text
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_report_whole';
+
+COMMENT ON FUNCTION kavach.report_whole(text[], text) IS
+  'What tells such groups and buckets apart, for kavach.usage_between: monthly or daily sums; NULL where only rows do. Errors: 22004 a NULL among the groups; 22023 an unknown group or bucket.';
+
+CREATE FUNCTION kavach.groups_by(group_by text[], column_name text)
+RETURNS boolean
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_groups_by';
+
+COMMENT ON FUNCTION kavach.groups_by(text[], text) IS
+  'Whether a report is grouped by this column of kavach.usage_part. Errors: as kavach.report_whole.';
+
+CREATE FUNCTION kavach.check_report(group_by text[], bucket text, since timestamptz, until timestamptz, fill_gaps boolean)
+RETURNS boolean
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_check_report';
+
+COMMENT ON FUNCTION kavach.check_report(text[], text, timestamptz, timestamptz, boolean) IS
+  'True, once the arguments of kavach_usage_report are checked: a report that comes to look at no row must refuse them, too. Errors: as kavach.report_whole; 22004 fill_gaps is NULL; 22023 gaps to fill without bucket or bounds.';
+
+CREATE FUNCTION kavach.label_keys(group_by text[])
+RETURNS text[]
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_label_keys';
+
+COMMENT ON FUNCTION kavach.label_keys(text[]) IS
+  'Of what a report is grouped by, the keys of metadata: KEY of each metadata.KEY.';
+
+CREATE FUNCTION kavach.usage_grouped(since timestamptz, until timestamptz, group_by text[], bucket text)
+RETURNS TABLE (
+  bucket_start timestamp, tenant_id text, user_id text, agent_id text, provider text, model text, action text, resource text, labels jsonb,
+  calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric,
+  tokens_input numeric, tokens_output numeric, tokens_cache_read numeric, tokens_cache_write numeric, cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT CASE WHEN usage_grouped.bucket <> 'none' THEN date_trunc(usage_grouped.bucket, u.ts AT TIME ZONE 'UTC') END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'tenant_id') THEN u.tenant_id END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'user_id') THEN u.user_id END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'agent_id') THEN u.agent_id END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'provider') THEN u.provider END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'model') THEN u.model END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'action') THEN u.action END,
+         CASE WHEN kavach.groups_by(usage_grouped.group_by, 'resource') THEN u.resource END,
+         CASE WHEN cardinality(kavach.label_keys(usage_grouped.group_by)) > 0 THEN
+                (SELECT jsonb_object_agg(k.key, u.metadata -> k.key) FROM unnest(kavach.label_keys(usage_grouped.group_by)) AS k (key)) END,
+         u.calls, u.denied, u.calls_without_cost, u.tokens_cost,
+         u.tokens_input, u.tokens_output, u.tokens_cache_read, u.tokens_cache_write, u.cost
+    FROM kavach.usage_between(usage_grouped.since, usage_grouped.until,
+                              kavach.report_whole(usage_grouped.group_by, usage_grouped.bucket)) u;
+END;
+
+COMMENT ON FUNCTION kavach.usage_grouped(timestamptz, timestamptz, text[], text) IS
+  'kavach.usage_between with the columns that kavach_usage_report groups by, NULL in those it does not.';
+
+CREATE FUNCTION @extschema@.kavach_usage_report(
+  since     timestamptz DEFAULT NULL,
+  until     timestamptz DEFAULT NULL,
+  group_by  text[] DEFAULT NULL,
+  bucket    text DEFAULT 'none',
+  fill_gaps boolean DEFAULT false)
+RETURNS TABLE (
+  bucket_start timestamptz, tenant_id text, user_id text, agent_id text, provider text, model text, action text, resource text, labels jsonb,
+  calls bigint, denied bigint, calls_without_cost bigint, tokens_cost numeric,
+  tokens_input numeric, tokens_output numeric, tokens_cache_read numeric, tokens_cache_write numeric, cost numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+  SELECT r.bucket_start AT TIME ZONE 'UTC', r.tenant_id, r.user_id, r.agent_id, r.provider, r.model, r.action, r.resource, r.labels,
+         sum(r.calls)::bigint, sum(r.denied)::bigint, sum(r.calls_without_cost)::bigint, sum(r.tokens_cost),
+         sum(r.tokens_input), sum(r.tokens_output), sum(r.tokens_cache_read), sum(r.tokens_cache_write), sum(r.cost)
+    FROM (SELECT u.*
+            FROM kavach.usage_grouped(kavach.range_start(kavach_usage_report.since, kavach_usage_report.until),
+                                      coalesce(kavach_usage_report.until, 'infinity'),
+                                      kavach_usage_report.group_by, coalesce(kavach_usage_report.bucket, 'none')) u
+           UNION ALL
+          -- of every group that there is, nothing in every bucket
+          SELECT g.bucket_start, k.tenant_id, k.user_id, k.agent_id, k.provider, k.model, k.action, k.resource, k.labels,
+                 0, 0, 0, 0, 0, 0, 0, 0, 0
+            FROM (SELECT u.tenant_id, u.user_id, u.agent_id, u.provider, u.model, u.action, u.resource, u.labels
+                    FROM kavach.usage_grouped(kavach.range_start(kavach_usage_report.since, kavach_usage_report.until),
+                                              coalesce(kavach_usage_report.until, 'infinity'),
+                                              kavach_usage_report.group_by, coalesce(kavach_usage_report.bucket, 'none')) u
+                   WHERE cardinality(kavach_usage_report.group_by) > 0
+                   UNION
+                  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                   WHERE coalesce(cardinality(kavach_usage_report.group_by), 0) = 0) k
+           CROSS JOIN (SELECT DISTINCT date_trunc(kavach_usage_report.bucket, h.hour)
+                         FROM generate_series(
+                                CASE WHEN kavach_usage_report.fill_gaps
+                                      AND kavach.check_report(kavach_usage_report.group_by, kavach_usage_report.bucket,
+                                                              kavach_usage_report.since, kavach_usage_report.until, kavach_usage_report.fill_gaps)
+                                     THEN date_trunc(kavach_usage_report.bucket, kavach_usage_report.since AT TIME ZONE 'UTC') END,
+                                kavach_usage_report.until AT TIME ZONE 'UTC' - interval '1 us', interval '1 hour') AS h (hour)) AS g (bucket_start)
+           WHERE kavach_usage_report.fill_gaps) r
+   WHERE kavach.check_report(kavach_usage_report.group_by, kavach_usage_report.bucket,
+                             kavach_usage_report.since, kavach_usage_report.until, kavach_usage_report.fill_gaps)
+   GROUP BY r.bucket_start, r.tenant_id, r.user_id, r.agent_id, r.provider, r.model, r.action, r.resource, r.labels;
+END;
+
+COMMENT ON FUNCTION @extschema@.kavach_usage_report(timestamptz, timestamptz, text[], text, boolean) IS
+'Usage from since (inclusive) to until (exclusive), NULL for no bound, by what is asked for.
+group_by: any of tenant, user, agent, provider, model, action, resource, and metadata.KEY for a key of the metadata; NULL: one group. What it does not name is NULL in every row; labels has the metadata: {"KEY": value}, null where a row has none.
+bucket: hour, day or month (bucket_start: UTC) or none. fill_gaps: every group that there is in the range has a row for each bucket, of zeros where it has no usage; needs both bounds.
+Months, days, tenants, users, agents, providers and models are summed up beforehand. Hours, actions, resources and metadata only the rows of the ledger know: that takes as long as there are rows in the range.
+By provider or model, what is not settled, or was recorded without one, is NULL. calls, denied, calls_without_cost and tokens_cost are those of kavach_cost_by_agent; token classes and cost are as far as known.
+Errors: 22023 an unknown group or bucket, since after until, gaps without bucket or bounds; 22004 a NULL among the groups.';
 
 CREATE VIEW kavach.agents AS
 SELECT a.agent_id, a.user_id, a.tenant_id, a.name, a.status, a.status_reason, a.status_changed_at, a.expires_at, a.metadata, a.created_at
@@ -1462,14 +2047,15 @@ DECLARE
   app CONSTANT text[] := ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget', 'kavach_unsettled'];
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
-    'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'require_months', 'kept_since', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
-    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
+    'kavach_billing_report', 'kavach_usage_report', 'kavach_export', 'kavach_export_json',
+    'range_start', 'range_edge', 'require_months', 'kept_since', 'audit_limit', 'is_page', 'audit_page', 'month_start', 'month_end', 'uuid7_ts', 'uuid7_since', 'uuid7_until',
+    'usage_between', 'usage_grouped', 'report_whole', 'groups_by', 'label_keys', 'check_report', 'charged_at', 'clock_now', 'windows', 'limit_keys',
+    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats', 'read_worker', 'batch_holders'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months',
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months', 'wake_worker',
     'kavach_drop_month', 'kavach_archive_month', 'kavach_attach_month'];
   functions text[];
 BEGIN
@@ -1640,10 +2226,10 @@ COMMENT ON COLUMN kavach.counters.subject IS 'The agent, user, tenant or permiss
 COMMENT ON COLUMN kavach.counters.pins IS 'How often open transactions hold it, so that it stays.';
 COMMENT ON COLUMN kavach.counter_stats.evictions IS 'Subjects, and rates, that made room for others.';
 
--- Who watches the server sees how counters and cache do, and nothing of the ledger.
+-- Who watches the server sees how counters, cache and worker do, and of the ledger how many rows are in which batch.
 GRANT USAGE ON SCHEMA kavach TO pg_monitor;
-GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats TO pg_monitor;
-GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats() TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats, kavach.batch_status, kavach.worker_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats(), kavach.read_worker(), kavach.batch_holders() TO pg_monitor;
 
 -- What roles had on these and on the predecessors of what is new, they have again, from the owner.
 DO $$

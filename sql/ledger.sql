@@ -136,23 +136,15 @@ SELECT * FROM kavach.audit_log;
 
 COMMENT ON VIEW kavach.ledger IS 'kavach.audit_log as reports read it: with the owner''s rights.';
 
-CREATE VIEW kavach.unsettled AS
-SELECT a.*
-  FROM kavach.audit_log a
- WHERE a.kind = 'authorize' AND a.result = 'allowed' AND a.tokens_cost IS NOT NULL
-   AND NOT EXISTS (SELECT FROM kavach.audit_log u WHERE u.settles = a.id);
-
-COMMENT ON VIEW kavach.unsettled IS 'Admitted calls with a cost that nobody has settled yet: settle them with kavach_record_usage, 0 tokens where the model was not called.';
-
 DO $$
 DECLARE
   c record;
 BEGIN
   FOR c IN
-    SELECT v.oid::regclass AS view, a.attname, col_description('kavach.audit_log'::regclass, b.attnum) AS text
-      FROM unnest(ARRAY['kavach.ledger', 'kavach.unsettled']::regclass[]) v(oid)
-      JOIN pg_attribute a ON a.attrelid = v.oid AND a.attnum > 0
+    SELECT a.attrelid::regclass AS view, a.attname, col_description('kavach.audit_log'::regclass, b.attnum) AS text
+      FROM pg_attribute a
       JOIN pg_attribute b ON b.attrelid = 'kavach.audit_log'::regclass AND b.attname = a.attname
+     WHERE a.attrelid = 'kavach.ledger'::regclass AND a.attnum > 0
   LOOP
     EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', c.view, c.attname, c.text);
   END LOOP;

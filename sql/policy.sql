@@ -425,17 +425,44 @@ COMMENT ON FUNCTION kavach.is_known(text, text) IS
 CREATE VIEW kavach.budget_status AS
 WITH win AS (
   SELECT * FROM kavach.windows(kavach.clock_now())
+), each AS MATERIALIZED (
+  -- what each policies count, and of agents those hours that closed batches may not have any more (src/ledger/tally.c)
+  SELECT DISTINCT p.scope, w.*, p.scope = 'agent' AND w.period = 'hour' AND w.period_start < statement_timestamp() - interval '1 day' AS old
+    FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) JOIN win w USING (period)
+   WHERE p.each
+), tail AS MATERIALIZED (
+  SELECT high, open FROM kavach.tail
+   UNION ALL
+  SELECT -1, '{}' WHERE NOT EXISTS (SELECT FROM kavach.tail)
+), unclosed AS (
+  -- with a bound above, so that the planner expects few
+  SELECT a.* FROM tail t JOIN kavach.audit_log a ON a.batch > t.high AND a.batch <= 9223372036854775807
+   UNION ALL
+  SELECT a.* FROM tail t CROSS JOIN unnest(t.open) AS o (batch) JOIN kavach.audit_log a USING (batch)
 ), usage AS MATERIALIZED (
-  -- for each policies: one pass of the ledger a period; what is given back counts where it was charged
-  SELECT w.period, a.agent_id, a.user_id, a.tenant_id,
-         coalesce(sum(a.tokens_cost), 0) AS tokens,
-         count(*) FILTER (WHERE a.kind = 'authorize') AS calls
-    FROM win w
-    JOIN kavach.audit_log a ON a.ts >= w.period_start
-   CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
-   WHERE a.result = 'allowed' AND charged_at >= w.period_start AND charged_at < coalesce(w.period_end, 'infinity')
-     AND w.period IN (SELECT l.period FROM kavach.budget_limit l JOIN kavach.budget_policy p USING (policy_id) WHERE p.each)
-   GROUP BY w.period, a.agent_id, a.user_id, a.tenant_id
+  -- what closed batches add up to, and the rows of the others; what is given back counts where it was charged
+  SELECT n.scope, n.period, n.subject, sum(n.tokens) AS tokens, sum(n.calls) AS calls
+    FROM (
+      SELECT u.scope, u.period, u.subject, u.tokens, u.calls
+        FROM each e JOIN kavach.usage_scope u ON (u.scope, u.period, u.start) = (e.scope, e.period, e.period_start)
+       WHERE NOT e.old
+       UNION ALL
+      SELECT e.scope, e.period, x.subject, coalesce(a.tokens_cost, 0), (a.kind = 'authorize')::int
+        FROM each e
+        JOIN unclosed a ON a.ts >= e.period_start
+       CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+       CROSS JOIN LATERAL kavach.of_scope(e.scope, a.agent_id, a.user_id, a.tenant_id) AS x (subject)
+       WHERE NOT e.old AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
+         AND x.subject IS NOT NULL
+       UNION ALL
+      SELECT e.scope, e.period, x.subject, coalesce(a.tokens_cost, 0), (a.kind = 'authorize')::int
+        FROM each e
+        JOIN kavach.audit_log a ON a.ts >= e.period_start
+       CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
+       CROSS JOIN LATERAL kavach.of_scope(e.scope, a.agent_id, a.user_id, a.tenant_id) AS x (subject)
+       WHERE e.old AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
+         AND x.subject IS NOT NULL) AS n
+   GROUP BY n.scope, n.period, n.subject
 )
 SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.period_end, l.amount,
        u.used, greatest(l.amount - u.used, 0) AS remaining, p.action,
@@ -450,12 +477,9 @@ SELECT p.policy_id, p.scope, s.subject, l.measure, l.period, w.period_start, w.p
      WHERE NOT p.each
      UNION ALL
     -- each of them: a row for whoever used something in the window
-    SELECT x.subject, sum(CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END)
+    SELECT n.subject, CASE l.measure WHEN 'tokens' THEN n.tokens ELSE n.calls END
       FROM usage n
-     CROSS JOIN LATERAL (
-        SELECT kavach.of_scope(p.scope, n.agent_id, n.user_id, n.tenant_id) AS subject) x
-     WHERE p.each AND n.period = l.period AND x.subject IS NOT NULL
-     GROUP BY x.subject) s
+     WHERE p.each AND (n.scope, n.period) = (p.scope, l.period)) s
   LEFT JOIN LATERAL (
     -- two ways, as an index finds the one or the other
     SELECT n.usage FROM kavach.budget_baseline n

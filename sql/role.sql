@@ -13,14 +13,15 @@ DECLARE
   app CONSTANT text[] := ARRAY['kavach_authorize', 'kavach_record_usage', 'kavach_check_budget', 'kavach_unsettled'];
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
-    'kavach_billing_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'require_months', 'kept_since', 'audit_limit', 'month_start', 'month_end', 'uuid7_ts', 'charged_at', 'clock_now', 'windows', 'limit_keys',
-    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats'];
+    'kavach_billing_report', 'kavach_usage_report', 'kavach_export', 'kavach_export_json',
+    'range_start', 'range_edge', 'require_months', 'kept_since', 'audit_limit', 'is_page', 'audit_page', 'month_start', 'month_end', 'uuid7_ts', 'uuid7_since', 'uuid7_until',
+    'usage_between', 'usage_grouped', 'report_whole', 'groups_by', 'label_keys', 'check_report', 'charged_at', 'clock_now', 'windows', 'limit_keys',
+    'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats', 'read_worker', 'batch_holders'];
   admin CONSTANT text[] := app || reader || ARRAY[
     'kavach_create_agent', 'kavach_update_agent', 'kavach_revoke_agent', 'kavach_restore_agent', 'kavach_drop_agent',
     'kavach_grant_permission', 'kavach_update_permission', 'kavach_revoke_permission',
     'kavach_create_policy', 'kavach_update_policy', 'kavach_drop_policy', 'kavach_reset_policy',
-    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months',
+    'kavach_adjust', 'kavach_reload_counters', 'kavach_create_months', 'wake_worker',
     'kavach_drop_month', 'kavach_archive_month', 'kavach_attach_month'];
   functions text[];
 BEGIN
@@ -169,7 +170,7 @@ BEGIN
 END
 $$;
 
--- Who watches the server sees how counters and cache do, and nothing of the ledger.
+-- Who watches the server sees how counters, cache and worker do, and of the ledger how many rows are in which batch.
 GRANT USAGE ON SCHEMA kavach TO pg_monitor;
-GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats TO pg_monitor;
-GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats() TO pg_monitor;
+GRANT SELECT ON kavach.counters, kavach.counter_stats, kavach.cache_stats, kavach.batch_status, kavach.worker_status TO pg_monitor;
+GRANT EXECUTE ON FUNCTION kavach.read_counters(), kavach.read_counter_stats(), kavach.read_cache_stats(), kavach.read_worker(), kavach.batch_holders() TO pg_monitor;

@@ -52,6 +52,14 @@ AS 'MODULE_PATHNAME', 'kavach_range_start';
 COMMENT ON FUNCTION kavach.range_start(timestamptz, timestamptz) IS
   'The lower bound of a report: since, or -infinity where it is NULL. Error 22023 where since is after until.';
 
+CREATE FUNCTION kavach.range_edge(since timestamptz, until timestamptz, whole text, edge int)
+RETURNS timestamptz
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_range_edge';
+
+COMMENT ON FUNCTION kavach.range_edge(timestamptz, timestamptz, text, int) IS
+  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
+
 CREATE FUNCTION kavach.month_start(year int, month int)
 RETURNS timestamptz
 LANGUAGE c IMMUTABLE PARALLEL SAFE
@@ -126,6 +134,22 @@ AS 'MODULE_PATHNAME', 'kavach_uuid7_ts';
 
 COMMENT ON FUNCTION kavach.uuid7_ts(uuid) IS
   'The time in a ledger row''s id (UUIDv7, RFC 9562), to the millisecond: lets a search by id skip the other months.';
+
+CREATE FUNCTION kavach.uuid7_since(ts timestamptz, whole_month boolean DEFAULT false)
+RETURNS uuid
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_uuid7_since';
+
+COMMENT ON FUNCTION kavach.uuid7_since(timestamptz, boolean) IS
+  'The least id that a row from this time on can have; whole_month: from the start of its UTC month on.';
+
+CREATE FUNCTION kavach.uuid7_until(ts timestamptz, whole_month boolean DEFAULT false)
+RETURNS uuid
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'kavach_uuid7_until';
+
+COMMENT ON FUNCTION kavach.uuid7_until(timestamptz, boolean) IS
+  'The least id that no row before this time can have; whole_month: before the end of the UTC month that the last instant before it is in.';
 
 CREATE FUNCTION kavach.check_id(value text, name text, required boolean DEFAULT true, max_bytes int DEFAULT 255)
 RETURNS boolean

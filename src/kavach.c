@@ -29,16 +29,18 @@
  *
  *	ledger/
  *	tally.c			usage, summed up from the ledger: what counters are loaded from
+ *	scan.c			the rows that count, by batch or by agent
  *	ledger.c		how rows are written and found; UUIDv7
  *	insert.c		the way of a row straight into its partition
  *	months.c		has the partition of a month there when it is needed
  *	batch.c			which batch a row belongs to, and when it is closed
  *	rollup.c		folds closed batches into the rollups
+ *	rounds.c		what the background worker of a database does
+ *	worker.c		how it is started, and the one that makes a month's partition
  *	retention.c		who has months taken out of the ledger, and put back
  *	takeout.c		how a month is taken out of it
  *	takeback.c		how an archived one is put back
  *	dropped.c		months whose rows the ledger has no more
- *	worker.c		the background worker that makes partitions
  *	partition.c		how partitions are found and made
  *	announce.c		makes new ones known to all sessions
  *	row.c			a row and its columns
@@ -47,6 +49,9 @@
  *
  *	server/
  *	query.c			SQL with the owner's rights, in the latest snapshot
+ *	find.c			rows of kavach's own tables, straight by their indexes
+ *	index.c			what indexes are good for who goes straight to them
+ *	straight.c		tables of kavach's own, opened for scans of an index
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in
@@ -73,6 +78,7 @@
 #include "ledger/guard.h"
 #include "ledger/ledger.h"
 #include "ledger/retention.h"
+#include "ledger/rounds.h"
 #include "ledger/written.h"
 #include "memory/cache.h"
 #include "memory/change.h"
@@ -126,6 +132,7 @@ _PG_init(void)
 {
 	clock_define_settings();
 	ledger_define_settings();
+	rounds_define_settings();
 	retention_define_settings();
 	written_define_settings();
 	transaction_define_settings();
@@ -135,6 +142,7 @@ _PG_init(void)
 	{
 		counter_define_settings();
 		cache_define_settings();
+		rounds_install();
 		previous_shmem_request = shmem_request_hook;
 		shmem_request_hook = request_shmem;
 		previous_shmem_startup = shmem_startup_hook;

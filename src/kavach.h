@@ -79,6 +79,8 @@ typedef enum PolicyAction
 
 #define NUM_ACTIONS		(ACTION_REVOKE + 1)
 
+#define NUM_RESULTS		3		/* of a ledger row */
+
 /* Whose usage it is. */
 typedef struct Subject
 {
@@ -131,6 +133,7 @@ typedef struct MeasureInfo
 extern const ScopeInfo scopes[NUM_COUNTED_SCOPES];
 extern const MeasureInfo measures[NUM_MEASURES];
 extern const char *const action_names[NUM_ACTIONS];
+extern const char *const result_names[NUM_RESULTS];
 extern ScopeKind scope_named(const char *name);
 extern MeasureKind measure_named(const char *name);
 extern PolicyAction action_named(const char *name);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  * vocabulary.c
- *		What scopes, measures and actions are called in tables and answers.
+ *		What scopes, measures, actions and results are called in tables and answers.
  *
  * SQL asks here, too, so that a name is written once.  Windows are in clock.c,
  * with what bounds them.
@@ -42,6 +42,8 @@ const char *const action_names[NUM_ACTIONS] = {
 	[ACTION_BLOCK] = "block",
 	[ACTION_REVOKE] = "revoke",
 };
+
+const char *const result_names[NUM_RESULTS] = {"allowed", "denied", "rate_limited"};
 
 ScopeKind
 scope_named(const char *name)

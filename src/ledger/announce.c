@@ -33,7 +33,6 @@
 typedef struct AnnounceShared
 {
 	pg_atomic_uint64 generations[NUM_SLOTS];	/* of attached partitions */
-	pg_atomic_uint64 tried[NUM_SLOTS];	/* when a next month was made last */
 } AnnounceShared;
 
 static AnnounceShared *shared = NULL;
@@ -56,10 +55,7 @@ announce_shmem_startup(void)
 
 	shared = ShmemInitStruct("kavach partitions", sizeof(AnnounceShared), &found);
 	for (int i = 0; i < NUM_SLOTS && !found; i++)
-	{
 		pg_atomic_init_u64(&shared->generations[i], 0);
-		pg_atomic_init_u64(&shared->tried[i], 0);
-	}
 }
 
 /* Makes sure that what others have attached and committed is seen. */
@@ -99,18 +95,6 @@ announce_again_later(void)
 	announce_again = true;
 }
 
-/* Whether next month's partition was last asked for long enough ago; from now on it was just now. */
-bool
-announce_may_try_next(TimestampTz now)
-{
-	pg_atomic_uint64 *tried = &shared->tried[SLOT];
-
-	if (now < (TimestampTz) pg_atomic_read_u64(tried) + USECS_PER_MINUTE)
-		return false;
-	pg_atomic_write_u64(tried, now);
-	return true;
-}
-
 /* With a row: to sessions that read the ledger without calling us, and missed it. */
 void
 announce_with_commit(Oid ledger)
@@ -121,7 +105,7 @@ announce_with_commit(Oid ledger)
 	announcing = true;
 }
 
-/* In the worker, when its partitions are committed. */
+/* In a worker, when its partitions are committed. */
 void
 announce_ledger(Oid ledger)
 {

@@ -14,7 +14,6 @@ extern void announce_refresh(Oid ledger);
 extern void announce_attached(void);
 extern bool announce_has_attached(void);
 extern void announce_again_later(void);
-extern bool announce_may_try_next(TimestampTz now);
 extern void announce_with_commit(Oid ledger);
 extern void announce_ledger(Oid ledger);
 extern void announce_end_transaction(bool commit);

@@ -27,26 +27,40 @@
  * Where there is no slot (no preload, or a thousand databases), each
  * registration draws a number of its own; the lock on LOCK_DRAW keeps who closes
  * from looking between the drawing and the lock.
+ *
+ * What closes batches is the database's worker (rounds.c).  Who registers has it
+ * started where there is none: he has set "used" before he looks for it, and it
+ * gives up its post before it looks at "used" for the last time, so that one of
+ * them sees the other (batch_leave_post).
  *-------------------------------------------------------------------------
  */
 #include "ledger/batch.h"
 
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 
 #include "ledger/rollup.h"
+#include "ledger/worker.h"
 #include "server/argument.h"
+#include "server/compat.h"
 #include "server/lock.h"
 #include "server/query.h"
+#include "server/straight.h"
 
 #define NUM_SLOTS	1024
 
@@ -57,7 +71,9 @@ typedef struct BatchSlot
 	Oid			ledger;
 	pg_atomic_uint64 current;
 	pg_atomic_uint64 first;		/* the first number since the server's start */
+	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
 	pg_atomic_uint32 used;		/* whether somebody has registered since it was moved on */
+	WorkerPost	worker;
 } BatchSlot;
 
 typedef struct BatchShared
@@ -101,7 +117,9 @@ batch_shmem_startup(void)
 	{
 		pg_atomic_init_u64(&shared->slots[i].current, 0);
 		pg_atomic_init_u64(&shared->slots[i].first, 0);
+		pg_atomic_init_u64(&shared->slots[i].by_hand, 0);
 		pg_atomic_init_u32(&shared->slots[i].used, 0);
+		worker_init_post(&shared->slots[i].worker);
 	}
 }
 
@@ -141,6 +159,7 @@ take_slot(Oid ledger)
 		slot->database = MyDatabaseId;
 		pg_atomic_write_u64(&slot->current, number);
 		pg_atomic_write_u64(&slot->first, number);
+		pg_atomic_write_u64(&slot->by_hand, 0);
 		pg_atomic_write_u32(&slot->used, 1);	/* what was left open before */
 		pg_write_barrier();
 		slot->ledger = ledger;
@@ -190,34 +209,91 @@ batch_register(Oid ledger)
 		lock_number(LOCK_BATCH, number, ShareLock);
 		pg_memory_barrier();
 	} while (number != (int64) pg_atomic_read_u64(&slot->current));
+	pg_read_barrier();			/* "used" as it is since that number came */
 	if (pg_atomic_read_u32(&slot->used) == 0)
+	{
 		pg_atomic_write_u32(&slot->used, 1);
+		pg_memory_barrier();	/* before the worker is looked for */
+	}
+	worker_ensure(&slot->worker);
 	return number;
 }
 
-/* The number that rows get now, or may have got already; PG_INT64_MAX where that is not known.  Allocates nothing. */
+/* The ledger's slot, if it has one.  Allocates nothing. */
+static BatchSlot *
+known_slot(Oid ledger)
+{
+	if (shared == NULL)
+		return NULL;
+	if (own_slot == NULL)
+	{
+		BatchSlot  *slot = find_slot();
+
+		if (slot == NULL || slot->database != MyDatabaseId)
+			return NULL;
+		own_slot = slot;
+	}
+	return own_slot->ledger == ledger ? own_slot : NULL;
+}
+
+/*
+ * The number that rows get now, no less than that of any row that has been
+ * written; PG_INT64_MAX where that is not known.  Allocates nothing.
+ */
 int64
 batch_current(Oid ledger)
 {
-	if (own_slot == NULL || own_slot->ledger != ledger)
-		return PG_INT64_MAX;
-	return pg_atomic_read_u64(&own_slot->current);
+	BatchSlot  *slot = known_slot(ledger);
+
+	return slot ? (int64) pg_atomic_read_u64(&slot->current) : PG_INT64_MAX;
 }
 
-/* The first number since the server's start; PG_INT64_MAX where that is not known. */
-int64
-batch_first(Oid ledger)
+static void
+raise_number(pg_atomic_uint64 *number, uint64 to)
 {
-	if (own_slot == NULL || own_slot->ledger != ledger)
-		return PG_INT64_MAX;
-	return pg_atomic_read_u64(&own_slot->first);
+	uint64		now = pg_atomic_read_u64(number);
+
+	while (now < to && !pg_atomic_compare_exchange_u64(number, &now, to))
+		;
 }
 
-/* SQL: kavach.current_batch() */
+/* There may be rows that were put in by hand so far, whatever their numbers. */
+void
+batch_note_rows(Oid ledger)
+{
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot != NULL)
+		raise_number(&slot->by_hand, pg_atomic_read_u64(&slot->current));
+}
+
+/*
+ * The last batch that may have rows which calls on this server have not written:
+ * it is from before the server's start, or a row was put in by hand; PG_INT64_MAX
+ * where that is not known.  A tail that goes on beyond the current number is not
+ * of this server.
+ */
+int64
+batch_last_of_others(Oid ledger, const BatchTail *tail)
+{
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot == NULL || tail->high >= (int64) pg_atomic_read_u64(&slot->current))
+		return PG_INT64_MAX;
+	return Max((int64) pg_atomic_read_u64(&slot->first) - 1, (int64) pg_atomic_read_u64(&slot->by_hand));
+}
+
+/* SQL: kavach.current_batch(), for rows that calls do not write */
 static Datum
 kavach_current_batch_checked(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT64(batch_register(ledger_oid()));
+	Oid			ledger = ledger_oid();
+	int64		number = batch_register(ledger);
+	BatchSlot  *slot = known_slot(ledger);
+
+	if (slot != NULL)
+		raise_number(&slot->by_hand, number);
+	PG_RETURN_INT64(number);
 }
 
 /* ---- closing ---- */
@@ -263,21 +339,82 @@ static Statement write_tail = {
 /* Where there is none yet: rows of before there were batches have number 0. */
 static const BatchTail no_tail = {-1, 0, NULL};
 
-static BatchTail
-current_tail(void)
+enum
 {
-	BatchTail	tail = no_tail;
-	Datum	   *numbers;
-	bool		isnull;
+	TAIL_SINGLETON,
+	TAIL_HIGH,
+	TAIL_OPEN
+};
 
-	if (query_select(&read_tail, NULL, NULL) == 0)
-		return tail;
-	tail.high = query_int64(0, 1).value;
-	deconstruct_array(DatumGetArrayTypeP(query_datum(0, 2, &isnull)), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
+static StraightTable tail_table = {
+	.name = "tail",
+	.nkeys = 1,
+	.ncolumns = 3,
+	.columns = {
+		[TAIL_SINGLETON] = {"singleton", BOOLOID},
+		[TAIL_HIGH] = {"high", INT8OID},
+		[TAIL_OPEN] = {"open", INT8ARRAYOID},
+	},
+};
+
+static BatchTail
+make_tail(int64 high, Datum open)
+{
+	BatchTail	tail = {.high = high};
+	Datum	   *numbers;
+
+	deconstruct_array(DatumGetArrayTypeP(open), INT8OID, sizeof(int64), FLOAT8PASSBYVAL,
 					  TYPALIGN_DOUBLE, &numbers, NULL, &tail.nopen);
 	tail.open = palloc(sizeof(int64) * Max(tail.nopen, 1));
 	for (int i = 0; i < tail.nopen; i++)
 		tail.open[i] = DatumGetInt64(numbers[i]);
+	return tail;
+}
+
+/* What a query for the tail has found. */
+static BatchTail
+selected_tail(uint64 nrows)
+{
+	bool		isnull;
+
+	return nrows == 0 ? no_tail : make_tail(query_int64(0, 1).value, query_datum(0, 2, &isnull));
+}
+
+static BatchTail
+scan_tail(void)
+{
+	TupleTableSlot *slot = table_slot_create(tail_table.table, NULL);
+	IndexScanDesc scan = compat_index_beginscan(tail_table.table, tail_table.index, GetActiveSnapshot(), 1);
+	ScanKeyData key;
+	BatchTail	tail = no_tail;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_BOOLEQ, BoolGetDatum(true));
+	index_rescan(scan, &key, 1, NULL, 0);
+	if (index_getnext_slot(scan, ForwardScanDirection, slot))
+		tail = make_tail(DatumGetInt64(slot_getattr(slot, tail_table.attnums[TAIL_HIGH], &isnull)),
+						 slot_getattr(slot, tail_table.attnums[TAIL_OPEN], &isnull));
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return tail;
+}
+
+/* The tail in the active snapshot. */
+BatchTail
+batch_tail(void)
+{
+	BatchTail	tail;
+	OwnerRights owner;
+
+	if (straight_open(&tail_table))
+	{
+		tail = scan_tail();
+		straight_close(&tail_table);
+		return tail;
+	}
+	query_begin(&owner);
+	tail = selected_tail(query_select_in(GetActiveSnapshot(), &read_tail, NULL, NULL));
+	query_end(&owner);
 	return tail;
 }
 
@@ -327,25 +464,25 @@ divide(const BatchTail *tail, int64 next, BatchTail *left, int64 **ready, int *n
 /*
  * Opens the next batch and closes those that are ready, in the transaction that
  * is under way; returns how many rows they have, or -1 where there was none.
+ * "left" is what is open after it, in the caller's memory.
  */
 int64
-batch_close_ready(Oid ledger)
+batch_close_ready(Oid ledger, BatchTail *left)
 {
 	OwnerRights owner;
 	BatchTail	tail;
-	BatchTail	left;
 	int64	   *ready;
 	int			nready;
 	int64		nrows = -1;
 
 	lock_acquire(LOCK_CLOSE, NULL);
 	query_begin(&owner);
-	tail = current_tail();
-	divide(&tail, move_on(ledger), &left, &ready, &nready);
+	tail = selected_tail(query_select(&read_tail, NULL, NULL));
+	divide(&tail, move_on(ledger), left, &ready, &nready);
 	if (nready > 0)
 	{
 		nrows = rollup_fold(ready, nready);
-		save_tail(&left);
+		save_tail(left);
 	}
 	query_end(&owner);
 	return nrows;
@@ -355,10 +492,76 @@ batch_close_ready(Oid ledger)
 static Datum
 kavach_close_batches_checked(PG_FUNCTION_ARGS)
 {
+	BatchTail	left;
 	int64		nrows;
 
 	PreventCommandIfReadOnly("kavach.close_batches()");
 	PreventCommandIfParallelMode("kavach.close_batches()");
-	nrows = batch_close_ready(lock_ledger(RowExclusiveLock));
+	nrows = batch_close_ready(lock_ledger(RowExclusiveLock), &left);
 	PG_RETURN_INT64(Max(nrows, 0));
+}
+
+/*
+ * What there is to close in this database, where "left" is what its last closing
+ * has left open: looked up outside of any transaction, so that who looks often
+ * holds no snapshot.
+ */
+BatchOutlook
+batch_outlook(const BatchTail *left)
+{
+	int64		current = pg_atomic_read_u64(&own_slot->current);
+
+	if (pg_atomic_read_u32(&own_slot->used) != 0)
+		return BATCH_READY;
+	for (int i = 0; i < left->nopen; i++)
+		if (!lock_is_held(LOCK_BATCH, left->open[i]))
+			return BATCH_READY;
+	/* moved on by a transaction that closed something by hand, and maybe failed */
+	for (int64 number = left->high + 1; number < current; number++)
+		if (!lock_is_held(LOCK_BATCH, number))
+			return BATCH_READY;
+	return left->nopen > 0 || left->high + 1 < current ? BATCH_HELD : BATCH_NONE;
+}
+
+/* ---- the worker's post ---- */
+
+/* Of this database, in a transaction; NULL where there is no slot. */
+WorkerPost *
+batch_post(Oid ledger)
+{
+	BatchSlot  *slot = slot_of(ledger);
+
+	return slot != NULL ? &slot->worker : NULL;
+}
+
+/* Of a database that has one. */
+WorkerPost *
+batch_find_post(Oid database)
+{
+	for (int i = 0; shared != NULL && i < NUM_SLOTS; i++)
+		if (shared->slots[i].database == database)
+			return &shared->slots[i].worker;
+	return NULL;
+}
+
+/* Takes the post of this database, for its worker, unless somebody has it. */
+bool
+batch_take_post(WorkerPost *post)
+{
+	uint32		nobody = 0;
+
+	return pg_atomic_compare_exchange_u32(&post->pid, &nobody, MyProcPid);
+}
+
+/*
+ * Gives the post up, as there is nothing to be done; takes it again and returns
+ * false if somebody has registered meanwhile, and has seen it taken.
+ */
+bool
+batch_leave_post(WorkerPost *post)
+{
+	pg_atomic_write_u64(&post->next_start, 0);
+	pg_atomic_write_u32(&post->pid, 0);
+	pg_memory_barrier();
+	return pg_atomic_read_u32(&own_slot->used) == 0 || !batch_take_post(post);
 }

@@ -187,7 +187,10 @@ table_of_unique_index(Oid relid)
 static bool
 is_key_of_ledger(Relation index)
 {
-	static const char *const keys[] = {"id", "settles", "agent_id,kind,request_id"};
+	static const char *const keys[] = {
+		"id", "settles", "request_id,agent_id,kind",
+		"agent_id,kind,request_id"	/* of months from before 0.2.0 */
+	};
 	StringInfoData columns;
 
 	initStringInfo(&columns);

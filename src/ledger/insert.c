@@ -3,14 +3,15 @@
  *		The way of a row straight into the partition of its month.
  *
  * A row goes into the heap and its indexes as an INSERT would put it there,
- * with its constraints checked, but what the executor prepares anew for every
- * statement is prepared once for a partition, and again after an invalidation
- * of it.  So only where nothing else is to be done: a plain heap with plain
- * B-tree indexes, without triggers on INSERT, row security, rules, generated
- * columns, or columns of others that get a value of their own; and only with
- * constraints and predicates made of the server's own immutable functions.  A
- * function of somebody else's may be replaced, which invalidates no relation,
- * and would run with the caller's rights and settings instead of the owner's.
+ * with its constraints checked, as far as it could fail them, but what the
+ * executor prepares anew for every statement is prepared once for a partition,
+ * and again after an invalidation of it.  So only where nothing else is to be
+ * done: a plain heap with plain B-tree indexes, without triggers on INSERT, row
+ * security, rules, generated columns, or columns of others that get a value of
+ * their own; and only with constraints and predicates made of the server's own
+ * immutable functions.  A function of somebody else's may be replaced, which
+ * invalidates no relation, and would run with the caller's rights and settings
+ * instead of the owner's.
  *-------------------------------------------------------------------------
  */
 #include "ledger/insert.h"
@@ -24,12 +25,16 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/execnodes.h"
+#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -67,8 +72,11 @@ static struct
 	bool		direct;			/* rows go in without the executor's help */
 	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
 	MemoryContext context;		/* of all that follows */
-	ExprContext *econtext;		/* for checks and predicates */
-	ExprState **checks;			/* its CHECK constraints, compiled */
+	TupleTableSlot *slot;		/* for a row, by value: it keeps nothing */
+	ExprContext *econtext;		/* for checks and predicates, of that */
+	AttrNumber *required;		/* columns that are NOT NULL */
+	int			nrequired;
+	ExprState **checks;			/* its CHECKs that a row may not fulfil, compiled */
 	int			nchecks;
 	TargetIndex *indexes;
 	int			nindexes;
@@ -153,13 +161,14 @@ has_plain_indexes(Relation partition)
 	return true;
 }
 
-static bool
-is_written(const char *column)
+/* The column of that name that we write; NULL where there is none. */
+static const LedgerColumn *
+written_column(const char *name)
 {
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
-		if (strcmp(column, ledger_columns[i].name) == 0)
-			return true;
-	return false;
+		if (strcmp(name, ledger_columns[i].name) == 0)
+			return &ledger_columns[i];
+	return NULL;
 }
 
 /*
@@ -175,12 +184,13 @@ fills_in_columns(Relation ledger)
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute column = TupleDescAttr(desc, i);
+		const LedgerColumn *written = written_column(NameStr(column->attname));
 
-		if (column->attisdropped)
+		if (column->attisdropped || (written != NULL && written->type == column->atttypid))
 			continue;
 		if (get_typtype(column->atttypid) == TYPTYPE_DOMAIN)
 			return true;
-		if (!is_written(NameStr(column->attname)) && build_column_default(ledger, column->attnum) != NULL)
+		if (written == NULL && build_column_default(ledger, column->attnum) != NULL)
 			return true;
 	}
 	return false;
@@ -219,6 +229,49 @@ map_columns(Relation partition)
 }
 
 static void
+note_required(TupleDesc desc)
+{
+	target.nrequired = 0;
+	target.required = palloc(sizeof(AttrNumber) * desc->natts);
+	for (int i = 0; i < desc->natts; i++)
+		if (TupleDescAttr(desc, i)->attnotnull)
+			target.required[target.nrequired++] = i + 1;
+}
+
+/* That a column has one of some words. */
+static Node *
+one_of(Relation partition, LedgerColumnNumber column, const char *const *words, int nwords)
+{
+	AttrNumber	attnum = target.attnums[column];
+	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(partition), attnum - 1);
+	Datum	   *values = palloc(sizeof(Datum) * nwords);
+	ScalarArrayOpExpr *clause = makeNode(ScalarArrayOpExpr);
+
+	for (int i = 0; i < nwords; i++)
+		values[i] = CStringGetTextDatum(words[i]);
+	clause->opno = TextEqualOperator;
+	clause->opfuncid = F_TEXTEQ;
+	clause->useOr = true;
+	clause->inputcollid = attribute->attcollation;
+	clause->args = list_make2(makeVar(1, attnum, attribute->atttypid, attribute->atttypmod, attribute->attcollation, 0),
+							  makeConst(TEXTARRAYOID, -1, attribute->attcollation, -1,
+										PointerGetDatum(construct_array(values, nwords, TEXTOID, -1, false, TYPALIGN_INT)),
+										false, false));
+	clause->location = -1;
+	return (Node *) clause;
+}
+
+/* Whether a check holds for all rows of ours, as those that kavach has made do. */
+static bool
+holds_anyway(Relation partition, Expr *check)
+{
+	List	   *known = list_make2(one_of(partition, COLUMN_kind, ledger_kinds, NUM_LEDGER_KINDS),
+								   one_of(partition, COLUMN_result, result_names, NUM_RESULTS));
+
+	return predicate_implied_by(list_make1(check), known, false);
+}
+
+static void
 compile_checks(Relation partition)
 {
 	TupleConstr *constr = RelationGetDescr(partition)->constr;
@@ -227,10 +280,10 @@ compile_checks(Relation partition)
 	target.checks = palloc(sizeof(ExprState *) * (constr ? constr->num_check + 1 : 1));
 	for (int i = 0; constr != NULL && i < constr->num_check; i++)
 	{
-		Expr	   *check = stringToNode(constr->check[i].ccbin);
+		Expr	   *check = expression_planner(stringToNode(constr->check[i].ccbin));
 
-		if (compat_is_enforced(&constr->check[i]))
-			target.checks[target.nchecks++] = ExecInitExpr(expression_planner(check), NULL);
+		if (compat_is_enforced(&constr->check[i]) && !holds_anyway(partition, check))
+			target.checks[target.nchecks++] = ExecInitExpr(check, NULL);
 	}
 }
 
@@ -272,7 +325,11 @@ compile_target(Relation partition)
 	target.econtext = NULL;
 	MemoryContextReset(target.context);
 	old = MemoryContextSwitchTo(target.context);
+	target.slot = MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(partition)), &TTSOpsVirtual);
+	target.slot->tts_tableOid = target.relid;
 	target.econtext = CreateStandaloneExprContext();
+	target.econtext->ecxt_scantuple = target.slot;
+	note_required(RelationGetDescr(partition));
 	compile_checks(partition);
 	compile_indexes(partition);
 	MemoryContextSwitchTo(old);
@@ -280,12 +337,10 @@ compile_target(Relation partition)
 
 /* Whether the row fulfils all constraints. */
 static bool
-fulfils_constraints(TupleTableSlot *slot)
+fulfils_constraints(void)
 {
-	TupleDesc	desc = slot->tts_tupleDescriptor;
-
-	for (int i = 0; i < desc->natts; i++)
-		if (TupleDescAttr(desc, i)->attnotnull && slot->tts_isnull[i])
+	for (int i = 0; i < target.nrequired; i++)
+		if (target.slot->tts_isnull[target.required[i] - 1])
 			return false;
 	for (int i = 0; i < target.nchecks; i++)
 		if (!ExecCheck(target.checks[i], target.econtext))
@@ -299,14 +354,21 @@ fulfils_constraints(TupleTableSlot *slot)
  * given himself (so that its index is 0).
  */
 static void
-report_constraint(Relation partition, TupleTableSlot *slot)
+report_constraint(Relation partition)
 {
 	EState	   *estate = CreateExecutorState();
 	ResultRelInfo *result = makeNode(ResultRelInfo);
 
 	InitResultRelInfo(result, partition, 0, NULL, 0);
-	ExecConstraints(result, slot, estate);
+	ExecConstraints(result, target.slot, estate);
 	FreeExecutorState(estate);
+}
+
+/* Whether this is the partition that was last written to, and most likely is next. */
+bool
+insert_is_into(Oid relid)
+{
+	return target.valid && target.relid == relid;
 }
 
 /* Makes target the partition for ts, locked. */
@@ -333,7 +395,6 @@ find_target(Oid ledger_id, TimestampTz ts)
 	}
 
 	range = months_ensure(ledger_id, ts);
-	months_make_next(ledger_id, ts);
 	ledger = table_open(ledger_id, RowExclusiveLock);
 	lock_relation(range.relid, RowExclusiveLock);
 	partition = table_open(range.relid, NoLock);
@@ -354,10 +415,10 @@ find_target(Oid ledger_id, TimestampTz ts)
 
 /* ---- the way straight in ---- */
 
-static TupleTableSlot *
-make_slot(Relation partition, const RowValues *row)
+static void
+fill_slot(const RowValues *row)
 {
-	TupleTableSlot *slot = table_slot_create(partition, NULL);
+	TupleTableSlot *slot = target.slot;
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
@@ -367,13 +428,11 @@ make_slot(Relation partition, const RowValues *row)
 		slot->tts_isnull[target.attnums[i] - 1] = row->isnull[i];
 	}
 	ExecStoreVirtualTuple(slot);
-	slot->tts_tableOid = target.relid;
-	return slot;
 }
 
 /* As ExecInsertIndexTuples does, for indexes that are plain. */
 static void
-insert_index_entries(Relation partition, TupleTableSlot *slot)
+insert_index_entries(Relation partition, ItemPointer tid)
 {
 	for (int i = 0; i < target.nindexes; i++)
 	{
@@ -388,8 +447,8 @@ insert_index_entries(Relation partition, TupleTableSlot *slot)
 		/* one that is being built concurrently is not ready at first */
 		if (index->rd_index->indisready)
 		{
-			FormIndexDatum(info, slot, NULL, values, isnull);
-			index_insert(index, values, isnull, &slot->tts_tid, partition,
+			FormIndexDatum(info, target.slot, NULL, values, isnull);
+			index_insert(index, values, isnull, tid, partition,
 						 index->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
 						 false, info);
 		}
@@ -401,15 +460,19 @@ static void
 insert_directly(const RowValues *row)
 {
 	Relation	partition = table_open(target.relid, NoLock);
-	TupleTableSlot *slot = make_slot(partition, row);
+	TupleTableSlot *slot = target.slot;
+	HeapTuple	tuple;
 
+	fill_slot(row);
 	ResetExprContext(target.econtext);
-	target.econtext->ecxt_scantuple = slot;
-	if (!fulfils_constraints(slot))
-		report_constraint(partition, slot);
-	table_tuple_insert(partition, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(partition, slot);
-	ExecDropSingleTupleTableSlot(slot);
+	if (!fulfils_constraints())
+		report_constraint(partition);
+	/* as table_tuple_insert does, without the copy that it has the slot make first */
+	tuple = heap_form_tuple(slot->tts_tupleDescriptor, slot->tts_values, slot->tts_isnull);
+	tuple->t_tableOid = target.relid;
+	heap_insert(partition, tuple, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(partition, &tuple->t_self);
+	heap_freetuple(tuple);
 	table_close(partition, NoLock);
 }
 

@@ -10,6 +10,7 @@
 
 #include "ledger/row.h"
 
+extern bool insert_is_into(Oid relid);
 extern bool insert_row(Oid ledger, TimestampTz ts, const RowValues *row);
 
 #endif							/* INSERT_H */

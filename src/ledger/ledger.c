@@ -54,6 +54,8 @@
 static int	request_retention = 7 * 24 * 60;	/* minutes */
 
 ENTRY_POINT(kavach_uuid7_ts, 1, 0);
+ENTRY_POINT(kavach_uuid7_since, 2, 0);
+ENTRY_POINT(kavach_uuid7_until, 2, 0);
 
 void
 ledger_define_settings(void)
@@ -122,17 +124,6 @@ uuid7(TimestampTz ts)
 	return id;
 }
 
-/* The least id that a row from ts on can have. */
-pg_uuid_t
-ledger_first_id(TimestampTz ts)
-{
-	pg_uuid_t	id = {{0}};
-	uint64		time = pg_hton64((uint64) ((ts + UNIX_EPOCH_USECS) / 1000) << 16);
-
-	memcpy(id.data, &time, 6);
-	return id;
-}
-
 /* The millisecond in an id.  Of an id that is no UUIDv7, some time or other. */
 static TimestampTz
 uuid7_ts(const pg_uuid_t *id)
@@ -160,6 +151,55 @@ static Datum
 kavach_uuid7_ts_checked(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_TIMESTAMPTZ(uuid7_ts(PG_GETARG_UUID_P(0)));
+}
+
+/* An id that bounds a search; beyond the times that ids can have, the least or the greatest of all. */
+static Datum
+bound_id(TimestampTz ts)
+{
+	pg_uuid_t  *id = palloc(sizeof(pg_uuid_t));
+
+	if (ts < CLOCK_START)
+		memset(id->data, 0, UUID_LEN);
+	else if (ts >= CLOCK_END)
+		memset(id->data, 0xff, UUID_LEN);
+	else
+		*id = ledger_first_id(ts);
+	return UUIDPGetDatum(id);
+}
+
+static bool
+is_time(TimestampTz ts)
+{
+	return ts > CLOCK_START && ts < CLOCK_END;
+}
+
+/* SQL: kavach.uuid7_since(ts, whole_month) */
+static Datum
+kavach_uuid7_since_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	ts = PG_GETARG_TIMESTAMPTZ(0);
+	if (PG_GETARG_BOOL(1) && is_time(ts))
+		ts = period_start(PERIOD_MONTH, ts);
+	PG_RETURN_DATUM(bound_id(ts));
+}
+
+/* SQL: kavach.uuid7_until(ts, whole_month) */
+static Datum
+kavach_uuid7_until_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz ts;
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	ts = PG_GETARG_TIMESTAMPTZ(0);
+	if (is_time(ts))			/* one of the same millisecond may be before it */
+		ts = PG_GETARG_BOOL(1) ? period_end(PERIOD_MONTH, ts - 1) : ts + 999;
+	PG_RETURN_DATUM(bound_id(ts));
 }
 
 /* ---- writing ---- */
@@ -272,10 +312,21 @@ insert_unique(const LedgerRow *row)
 	PG_END_TRY();
 }
 
+/* Or the row's partition might not have been asked whether it takes that (insert.c). */
+static bool PG_USED_FOR_ASSERTS_ONLY
+is_result(const char *name)
+{
+	for (int i = 0; i < NUM_RESULTS; i++)
+		if (strcmp(name, result_names[i]) == 0)
+			return true;
+	return false;
+}
+
 /* Writes a row, giving it its id.  After ledger_begin. */
 void
 ledger_append(LedgerRow *row)
 {
+	Assert(is_result(row->result));
 	row->id = uuid7(row->ts);
 	row->batch = batch_register(ledger_oid());
 	if (row->settles != NULL || (row->request_id != NULL && strcmp(row->result, "allowed") == 0))
@@ -394,7 +445,7 @@ ledger_find(const pg_uuid_t *id)
 	};
 	LedgerRow  *row;
 
-	if (!lookup_row(ledger_oid(), LOOKUP_ID, values, ts, ts + 1000, &row))
+	if (!lookup_row(ledger_oid(), LOOKUP_ID, id, ts, ts + 1000, &row))
 		row = find_by_statement(partition_is_heap(ledger_oid(), ts) ? &find_by_id : &find_archived_by_id, values);
 	if (row == NULL)
 		dropped_refuse(ts, "What it was charged stays: correct that with kavach_adjust().");
@@ -410,8 +461,14 @@ is_own(const pg_uuid_t *id)
 }
 
 static LedgerRow *
-find_request_by_statement(Datum *values)
+find_request_by_statement(LedgerKind kind, const char *agent_id, const char *request_id, TimestampTz since)
 {
+	Datum		values[] = {
+		CStringGetTextDatum(agent_id),
+		CStringGetTextDatum(ledger_kinds[kind]),
+		CStringGetTextDatum(request_id),
+		TimestampTzGetDatum(since),
+	};
 	LedgerRow  *row = find_by_statement(&find_by_request, values);
 
 	if (row != NULL)
@@ -429,23 +486,11 @@ ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, c
 					 TimestampTz ts, LedgerRow **rows)
 {
 	TimestampTz since = period_start(PERIOD_MONTH, ts - request_retention * USECS_PER_MINUTE);
-	Datum		agent = CStringGetTextDatum(agent_id);
-	Datum		request = CStringGetTextDatum(request_id);
-	Datum		values[MAX_LOOKUPS][4];
-	const Datum *wanted[MAX_LOOKUPS];
 
-	for (int i = 0; i < count; i++)
-	{
-		values[i][0] = agent;
-		values[i][1] = CStringGetTextDatum(ledger_kinds[kinds[i]]);
-		values[i][2] = request;
-		values[i][3] = TimestampTzGetDatum(since);
-		wanted[i] = values[i];
-	}
-	if (lookup_rows(ledger_oid(), LOOKUP_REQUEST, wanted, count, since, DT_NOEND, rows))
+	if (lookup_requests(ledger_oid(), agent_id, request_id, kinds, count, since, rows))
 		return;
 	for (int i = 0; i < count; i++)
-		rows[i] = find_request_by_statement(values[i]);
+		rows[i] = find_request_by_statement(kinds[i], agent_id, request_id, since);
 }
 
 /* The same of one kind. */
@@ -466,7 +511,7 @@ ledger_find_settlement(const pg_uuid_t *id)
 	Datum		values[] = {UUIDPGetDatum(id), TimestampTzGetDatum(since)};
 	LedgerRow  *row;
 
-	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, values, since, DT_NOEND, &row))
+	if (lookup_row(ledger_oid(), LOOKUP_SETTLES, id, since, DT_NOEND, &row))
 		return row;
 	return find_by_statement(&find_by_settles, values);
 }
@@ -518,6 +563,8 @@ void
 ledger_lock_authorization(const pg_uuid_t *id, TimestampTz ts)
 {
 	TimestampTz made = Max(CLOCK_START, Min(ts, uuid7_ts(id) - CLOCK_SLACK));
+	char		digits[2 * UUID_LEN + 1];
 
-	lock_row(LOCK_AUTHORIZATION, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))), made, ts);
+	digits[hex_encode((const char *) id->data, UUID_LEN, digits)] = '\0';
+	lock_row(LOCK_AUTHORIZATION, digits, made, ts);
 }

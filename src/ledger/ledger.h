@@ -14,7 +14,6 @@ extern void ledger_define_settings(void);
 extern int	ledger_request_retention(void);
 extern void ledger_begin(void);
 extern void ledger_append(LedgerRow *row);
-extern pg_uuid_t ledger_first_id(TimestampTz ts);
 extern TimestampTz ledger_charged_at(const LedgerRow *row);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);
 extern void ledger_find_requests(const LedgerKind *kinds, int count, const char *agent_id, const char *request_id,

@@ -4,7 +4,9 @@
  *
  * A row is found as a SELECT of the ledger's owner would find it, in the latest
  * snapshot, with the same locks on the table and the index that it is in, and
- * under SERIALIZABLE with the same predicate locks.  But a SELECT has a plan
+ * under SERIALIZABLE with the same predicate locks.  (In the month that calls
+ * write to it is the INSERT's lock that is taken: one instead of two, of which
+ * the stronger comes after the weaker.)  But a SELECT has a plan
  * for the whole ledger, and locks all months for it; here only those are opened
  * that can hold the row, from the newest to the first that does.  (As an id
  * begins with its row's time, that is the one with the greatest id.  A default
@@ -16,6 +18,10 @@
  * nobody's code runs.  Otherwise lookup_row says so, and the caller takes a
  * statement.
  *
+ * The index on request_id begins with it, so that all rows of a request are
+ * beside each other and mostly told from others by one comparison.  Months from
+ * before 0.2.0 have it by agent and kind, and are searched once for each kind.
+ *
  * Which indexes a partition has is kept until it is invalidated.  The lock on
  * the partition lets invalidations in, and keeps its indexes there: one that is
  * dropped or rebuilt, be it concurrently, stays until nobody has that lock.
@@ -25,14 +31,11 @@
 #include "ledger/lookup.h"
 
 #include "access/genam.h"
-#include "access/heapam.h"
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_am.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
@@ -44,38 +47,54 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
-#include "utils/typcache.h"
 
 #include "ledger/announce.h"
+#include "ledger/insert.h"
 #include "ledger/partition.h"
 #include "ledger/row.h"
 #include "server/compat.h"
+#include "server/index.h"
 #include "server/lock.h"
 
 #define MAX_KEY_COLUMNS	3
 
+/* The forms that indexes have: what is looked up in them by what. */
+typedef enum IndexForm
+{
+	FORM_ID,
+	FORM_SETTLES,
+	FORM_REQUEST,
+	FORM_OLD_REQUEST			/* as kavach 0.1.0 made it */
+} IndexForm;
+
+#define NUM_INDEX_FORMS	(FORM_OLD_REQUEST + 1)
+
 static const struct
 {
+	LookupKey	key;
 	int			ncolumns;
 	LedgerColumnNumber columns[MAX_KEY_COLUMNS];
-	bool		allowed;		/* of rows with this result alone */
-}			keys[NUM_LOOKUP_KEYS] = {
-	[LOOKUP_ID] = {1, {COLUMN_id}, false},
-	[LOOKUP_SETTLES] = {1, {COLUMN_settles}, false},
-	[LOOKUP_REQUEST] = {3, {COLUMN_agent_id, COLUMN_kind, COLUMN_request_id}, true},
+	int			nsearched;		/* how many of them a search gives */
+}			forms[NUM_INDEX_FORMS] = {
+	[FORM_ID] = {LOOKUP_ID, 1, {COLUMN_id}, 1},
+	[FORM_SETTLES] = {LOOKUP_SETTLES, 1, {COLUMN_settles}, 1},
+	[FORM_REQUEST] = {LOOKUP_REQUEST, 3, {COLUMN_request_id, COLUMN_agent_id, COLUMN_kind}, 2},
+	[FORM_OLD_REQUEST] = {LOOKUP_REQUEST, 3, {COLUMN_agent_id, COLUMN_kind, COLUMN_request_id}, 3},
 };
 
-/* What is to be found: a row for each of some values; once there is the first, others do not matter. */
+/* What is to be found: a row for each of some kinds; once there is the first, others do not matter. */
 typedef struct Lookup
 {
 	LookupKey	key;
+	Datum		id;				/* LOOKUP_ID, LOOKUP_SETTLES */
+	Datum		agent_id;		/* LOOKUP_REQUEST */
+	Datum		request_id;
+	const LedgerKind *kinds;	/* NULL: one row, of whatever kind */
 	int			count;
-	const Datum *const *values; /* of its columns */
 	TimestampTz since;			/* ts of the row */
 	TimestampTz until;
 } Lookup;
@@ -87,6 +106,7 @@ typedef struct Place
 	bool		valid;			/* not invalidated since it was looked at */
 	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
 	Oid			indexes[NUM_LOOKUP_KEYS];	/* InvalidOid where there is none */
+	IndexForm	forms[NUM_LOOKUP_KEYS]; /* that they have */
 } Place;
 
 static HTAB *places = NULL;
@@ -135,22 +155,22 @@ column_var(Relation partition, AttrNumber attnum)
 	return (Expr *) makeVar(1, attnum, column->atttypid, column->atttypmod, column->attcollation, 0);
 }
 
-/* What is known of the rows that are looked up by a key. */
+/* What is known of the rows that are looked up in an index. */
 static List *
-known_of_rows(Relation partition, LookupKey key, const AttrNumber *attnums)
+known_of_rows(Relation partition, IndexForm form, const AttrNumber *attnums)
 {
 	List	   *known = NIL;
 
-	for (int i = 0; i < keys[key].ncolumns; i++)
+	for (int i = 0; i < forms[form].ncolumns; i++)
 	{
 		NullTest   *test = makeNode(NullTest);
 
-		test->arg = column_var(partition, attnums[keys[key].columns[i]]);
+		test->arg = column_var(partition, attnums[forms[form].columns[i]]);
 		test->nulltesttype = IS_NOT_NULL;
 		test->location = -1;
 		known = lappend(known, test);
 	}
-	if (keys[key].allowed)
+	if (forms[form].key == LOOKUP_REQUEST)
 	{
 		Var		   *result = (Var *) column_var(partition, attnums[COLUMN_result]);
 		Const	   *allowed = makeConst(TEXTOID, -1, DEFAULT_COLLATION_OID, -1,
@@ -163,38 +183,44 @@ known_of_rows(Relation partition, LookupKey key, const AttrNumber *attnums)
 	return known;
 }
 
-/* Whether a column of an index is compared as its type is, and bytes that differ are different. */
+/* Whether rows can be looked up in an index as in one of a form. */
 static bool
-has_usual_order(Relation partition, Relation index, int column, Oid type)
-{
-	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(partition), index->rd_index->indkey.values[column] - 1);
-	Oid			collation = index->rd_indcollation[column];
-
-	return index->rd_opfamily[column] == lookup_type_cache(type, TYPECACHE_BTREE_OPFAMILY)->btree_opf &&
-		collation == attribute->attcollation &&
-		(!OidIsValid(collation) || get_collation_isdeterministic(collation));
-}
-
-/* Whether a row can be looked up in an index by a key. */
-static bool
-is_index_of(Relation partition, Relation index, LookupKey key, const AttrNumber *attnums)
+has_form(Relation partition, Relation index, IndexForm form, const AttrNumber *attnums)
 {
 	if (index->rd_rel->relam != BTREE_AM_OID ||
 		!index->rd_index->indisunique ||
 		!index->rd_index->indimmediate ||
 		!index->rd_index->indisvalid ||
-		index->rd_index->indnkeyatts != keys[key].ncolumns)
+		index->rd_index->indnkeyatts != forms[form].ncolumns)
 		return false;
-	for (int i = 0; i < keys[key].ncolumns; i++)
+	for (int i = 0; i < forms[form].ncolumns; i++)
 	{
-		LedgerColumnNumber column = keys[key].columns[i];
+		LedgerColumnNumber column = forms[form].columns[i];
 
 		if (index->rd_index->indkey.values[i] != attnums[column] ||
-			!has_usual_order(partition, index, i, ledger_columns[column].type))
+			!index_has_usual_order(partition, index, i, ledger_columns[column].type))
 			return false;
 	}
 	return predicate_implied_by(RelationGetIndexPredicate(index),
-								known_of_rows(partition, key, attnums), false);
+								known_of_rows(partition, form, attnums), false);
+}
+
+/* Notes what an index can be used for; of two forms the first. */
+static void
+note_index(Relation partition, Relation index, Place *place)
+{
+	for (IndexForm form = 0; form < NUM_INDEX_FORMS; form++)
+	{
+		LookupKey	key = forms[form].key;
+
+		if (OidIsValid(place->indexes[key]) && place->forms[key] < form)
+			continue;
+		if (has_form(partition, index, form, place->attnums))
+		{
+			place->indexes[key] = RelationGetRelid(index);
+			place->forms[key] = form;
+		}
+	}
 }
 
 static void
@@ -209,9 +235,7 @@ find_indexes(Relation partition, Place *place)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
 
-		for (LookupKey key = 0; key < NUM_LOOKUP_KEYS; key++)
-			if (is_index_of(partition, index, key, place->attnums))
-				place->indexes[key] = lfirst_oid(cell);
+		note_index(partition, index, place);
 		index_close(index, AccessShareLock);
 	}
 }
@@ -248,6 +272,7 @@ read_row(TupleTableSlot *slot, const AttrNumber *attnums)
 	Datum		value;
 	bool		isnull;
 
+	slot_getallattrs(slot);
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
 		if (!ledger_columns[i].found)
@@ -260,67 +285,106 @@ read_row(TupleTableSlot *slot, const AttrNumber *attnums)
 	return row;
 }
 
-/* Whether a row that has the key is the one, in a partition of more than one month for example. */
+/* Whether a row that has the key is one, in a partition of more than one month for example. */
 static bool
 is_looked_for(const LedgerRow *row, const Lookup *lookup)
 {
 	return row->ts >= lookup->since && row->ts < lookup->until &&
-		(!keys[lookup->key].allowed || strcmp(row->result, "allowed") == 0);
+		(lookup->key != LOOKUP_REQUEST || strcmp(row->result, "allowed") == 0);
+}
+
+/* Keeps a row that is the first of its kind. */
+static void
+keep_row(LedgerRow *row, const Lookup *lookup, LedgerRow **rows)
+{
+	for (int i = 0; i < lookup->count; i++)
+		if (rows[i] == NULL && (lookup->kinds == NULL || lookup->kinds[i] == row->kind))
+			rows[i] = row;
+}
+
+/* What the rows of a kind have in a column. */
+static Datum
+value_of(const Lookup *lookup, LedgerColumnNumber column, int kind)
+{
+	switch (column)
+	{
+		case COLUMN_agent_id:
+			return lookup->agent_id;
+		case COLUMN_kind:
+			return CStringGetTextDatum(ledger_kinds[lookup->kinds[kind]]);
+		case COLUMN_request_id:
+			return lookup->request_id;
+		default:
+			return lookup->id;
+	}
 }
 
 static void
-make_scan_keys(Relation index, LookupKey key, const Datum *values, ScanKey scan_keys)
+make_scan_keys(Relation index, IndexForm form, const Lookup *lookup, int kind, ScanKey scan_keys)
 {
-	for (int i = 0; i < keys[key].ncolumns; i++)
+	for (int i = 0; i < forms[form].nsearched; i++)
 	{
-		Oid			type = ledger_columns[keys[key].columns[i]].type;
+		LedgerColumnNumber column = forms[form].columns[i];
 
 		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
-							   type == UUIDOID ? F_UUID_EQ : F_TEXTEQ,
-							   values[i]);
+							   ledger_columns[column].type == UUIDOID ? F_UUID_EQ : F_TEXTEQ,
+							   value_of(lookup, column, kind));
 	}
+}
+
+static bool
+found_all(const Lookup *lookup, LedgerRow *const *rows)
+{
+	for (int i = 0; i < lookup->count; i++)
+		if (rows[i] == NULL)
+			return false;
+	return true;
+}
+
+/* The next row of a scan that is visible, or NULL.  slot: made when there is one to be looked at. */
+static LedgerRow *
+next_row(IndexScanDesc scan, Relation partition, const Place *place, TupleTableSlot **slot)
+{
+	while (index_getnext_tid(scan, ForwardScanDirection) != NULL)
+	{
+		if (*slot == NULL)
+			*slot = table_slot_create(partition, NULL);
+		if (index_fetch_heap(scan, *slot))
+			return read_row(*slot, place->attnums);
+	}
+	return NULL;
 }
 
 /* Looks for the rows that have not been found yet, in one scan. */
 static void
 search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup, LedgerRow **rows)
 {
-	TupleTableSlot *slot = table_slot_create(partition, NULL);
+	IndexForm	form = place->forms[lookup->key];
+	int			nkeys = forms[form].nsearched;
+	int			nsearches = form == FORM_OLD_REQUEST ? lookup->count : 1;
+	TupleTableSlot *slot = NULL;
 	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
-	int			nkeys = keys[lookup->key].ncolumns;
 	IndexScanDesc scan = compat_index_beginscan(partition, index, GetActiveSnapshot(), nkeys);
 
-	for (int i = 0; i < lookup->count; i++)
+	for (int i = 0; i < nsearches && !found_all(lookup, rows); i++)
 	{
-		if (rows[i] != NULL)
-			continue;
-		make_scan_keys(index, lookup->key, lookup->values[i], scan_keys);
-		index_rescan(scan, scan_keys, nkeys, NULL, 0);
-		while (rows[i] == NULL && index_getnext_slot(scan, ForwardScanDirection, slot))
-		{
-			LedgerRow  *row = read_row(slot, place->attnums);
+		LedgerRow  *row;
 
+		make_scan_keys(index, form, lookup, i, scan_keys);
+		index_rescan(scan, scan_keys, nkeys, NULL, 0);
+		while (!found_all(lookup, rows) && (row = next_row(scan, partition, place, &slot)) != NULL)
 			if (is_looked_for(row, lookup))
-				rows[i] = row;
-		}
+				keep_row(row, lookup, rows);
 	}
 	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-}
-
-/* An index from before changes of its rows is of no use to snapshots that see what was before. */
-static bool
-is_usable(Relation index)
-{
-	return index->rd_index->indisvalid &&
-		(!index->rd_index->indcheckxmin ||
-		 TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data), TransactionXmin));
+	if (slot != NULL)
+		ExecDropSingleTupleTableSlot(slot);
 }
 
 /* Looks into a heap.  Returns false where it has no index for that. */
 static bool
-search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
+search_heap(Relation partition, LOCKMODE lock, const Lookup *lookup, LedgerRow **rows)
 {
 	Place	   *place = find_place(partition);
 	Relation	index;
@@ -328,8 +392,8 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 
 	if (!OidIsValid(place->indexes[lookup->key]))
 		return false;
-	index = index_open(place->indexes[lookup->key], AccessShareLock);
-	usable = is_usable(index);
+	index = index_open(place->indexes[lookup->key], lock);
+	usable = index_is_usable(index);
 	if (usable)
 		search_index(partition, index, place, lookup, rows);
 	index_close(index, NoLock);
@@ -340,13 +404,13 @@ search_heap(Relation partition, const Lookup *lookup, LedgerRow **rows)
 static bool
 search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 {
+	LOCKMODE	lock = insert_is_into(relid) ? RowExclusiveLock : AccessShareLock;
 	Relation	partition;
 	bool		searched = false;
 
-	lock_relation(relid, AccessShareLock);
+	lock_relation(relid, lock);
 	partition = table_open(relid, NoLock);
-	if (partition->rd_rel->relkind == RELKIND_RELATION &&
-		partition->rd_tableam == GetHeapamTableAmRoutine())
+	if (index_is_over_heap(partition))
 	{
 		/* next month's, made ahead */
 		if (RelationGetNumberOfBlocks(partition) == 0)
@@ -355,7 +419,7 @@ search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 			searched = true;
 		}
 		else
-			searched = search_heap(partition, lookup, rows);
+			searched = search_heap(partition, lock, lookup, rows);
 	}
 	table_close(partition, NoLock);
 	return searched;
@@ -364,11 +428,7 @@ search_partition(Oid relid, const Lookup *lookup, LedgerRow **rows)
 static bool
 found_enough(const Lookup *lookup, LedgerRow *const *rows)
 {
-	bool		all = true;
-
-	for (int i = 0; i < lookup->count; i++)
-		all = all && rows[i] != NULL;
-	return all || rows[0] != NULL;
+	return rows[0] != NULL || found_all(lookup, rows);
 }
 
 /* Looks into the default partition: of two rows with the same values the one with the greater id is found. */
@@ -387,9 +447,9 @@ search_rest(Oid relid, const Lookup *lookup, LedgerRow **rows)
 
 /* Looks into all partitions that can hold the rows.  Returns false where only a statement can. */
 static bool
-search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **rows)
+search_ledger(Relation ledger, const Lookup *lookup, LedgerRow **rows)
 {
-	PartitionReach reach = partition_reach(ledger, lookup->since, lookup->until);
+	PartitionReach reach = partition_reach_in(ledger, lookup->since, lookup->until);
 	ListCell   *cell;
 
 	foreach(cell, reach.relids)
@@ -402,46 +462,64 @@ search_ledger(Oid ledger, const Lookup *lookup, LedgerRow **rows)
 	return !OidIsValid(reach.rest) || search_rest(reach.rest, lookup, rows);
 }
 
-/* Whether policies say which rows there are. */
+/* Returns false where only statements can find the rows: policies may say which there are. */
 static bool
-has_row_security(Oid relid)
+find_rows(Oid ledger_id, const Lookup *lookup, LedgerRow **rows)
 {
-	Relation	relation = table_open(relid, NoLock);
-	bool		has = relation->rd_rel->relrowsecurity;
+	Relation	ledger;
+	bool		searched = false;
 
-	table_close(relation, NoLock);
-	return has;
-}
-
-/*
- * Finds the rows with these values of a key, and a ts from since (inclusive) to
- * until (exclusive); of several the one with the greatest id.  rows: NULL where
- * there is none, and maybe where there is but the first was found.  Returns false
- * where only statements can find them.  After ledger_begin.
- */
-bool
-lookup_rows(Oid ledger, LookupKey key, const Datum *const *values, int count,
-			TimestampTz since, TimestampTz until, LedgerRow **rows)
-{
-	Lookup		lookup = {key, count, values, since, until};
-	bool		searched;
-
-	Assert(count <= MAX_LOOKUPS);
-	memset(rows, 0, sizeof(LedgerRow *) * count);
-	announce_refresh(ledger);
-	if (has_row_security(ledger))
-		return false;
+	Assert(lookup->count <= MAX_LOOKUPS);
+	memset(rows, 0, sizeof(LedgerRow *) * lookup->count);
+	announce_refresh(ledger_id);
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
-	searched = search_ledger(ledger, &lookup, rows);
+	ledger = table_open(ledger_id, NoLock);
+	if (!ledger->rd_rel->relrowsecurity)
+		searched = search_ledger(ledger, lookup, rows);
+	table_close(ledger, NoLock);
 	PopActiveSnapshot();
 	return searched;
 }
 
-/* The same for one row. */
+/*
+ * Finds the row that has this id, or settles the one that has it, and a ts from
+ * since (inclusive) to until (exclusive); of several the one with the greatest
+ * id.  row: NULL where there is none.  Returns false where only a statement can
+ * find it.  After ledger_begin.
+ */
 bool
-lookup_row(Oid ledger, LookupKey key, const Datum *values, TimestampTz since, TimestampTz until,
+lookup_row(Oid ledger, LookupKey key, const pg_uuid_t *id, TimestampTz since, TimestampTz until,
 		   LedgerRow **row)
 {
-	return lookup_rows(ledger, key, &values, 1, since, until, row);
+	Lookup		lookup = {
+		.key = key,
+		.id = UUIDPGetDatum(id),
+		.count = 1,
+		.since = since,
+		.until = until,
+	};
+
+	return find_rows(ledger, &lookup, row);
+}
+
+/*
+ * The same for the admitted rows of an agent's request, one of each kind.  rows:
+ * NULL where there is none, and maybe where there is but the first was found.
+ */
+bool
+lookup_requests(Oid ledger, const char *agent_id, const char *request_id,
+				const LedgerKind *kinds, int count, TimestampTz since, LedgerRow **rows)
+{
+	Lookup		lookup = {
+		.key = LOOKUP_REQUEST,
+		.agent_id = CStringGetTextDatum(agent_id),
+		.request_id = CStringGetTextDatum(request_id),
+		.kinds = kinds,
+		.count = count,
+		.since = since,
+		.until = DT_NOEND,
+	};
+
+	return find_rows(ledger, &lookup, rows);
 }

@@ -10,20 +10,20 @@
 
 #include "ledger/row.h"
 
-/* What a row is looked up by; what is unique in each partition.  Described in keys[]. */
+/* What a row is looked up by; what is unique in each partition. */
 typedef enum LookupKey
 {
-	LOOKUP_ID,					/* id */
-	LOOKUP_SETTLES,				/* settles */
-	LOOKUP_REQUEST				/* agent_id, kind, request_id */
+	LOOKUP_ID,
+	LOOKUP_SETTLES,
+	LOOKUP_REQUEST				/* request_id, agent_id, kind */
 } LookupKey;
 
 #define NUM_LOOKUP_KEYS	(LOOKUP_REQUEST + 1)
-#define MAX_LOOKUPS		2		/* at a time */
+#define MAX_LOOKUPS		2		/* kinds at a time */
 
-extern bool lookup_rows(Oid ledger, LookupKey key, const Datum *const *values, int count,
-						TimestampTz since, TimestampTz until, LedgerRow **rows);
-extern bool lookup_row(Oid ledger, LookupKey key, const Datum *values,
+extern bool lookup_row(Oid ledger, LookupKey key, const pg_uuid_t *id,
 					   TimestampTz since, TimestampTz until, LedgerRow **row);
+extern bool lookup_requests(Oid ledger, const char *agent_id, const char *request_id,
+							const LedgerKind *kinds, int count, TimestampTz since, LedgerRow **rows);
 
 #endif							/* LOOKUP_H */

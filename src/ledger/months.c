@@ -154,19 +154,21 @@ months_ensure(Oid ledger_id, TimestampTz ts)
 }
 
 /*
- * Has next month's partition made while this month's is in use.  Left to the
- * first call of that month where there is no worker; and where it cannot be
- * made, it is tried once a minute, not by every new session.
+ * In the database's worker, in a transaction under way that has locked the ledger:
+ * makes next month's partition, unless it is there, or somebody makes one just
+ * now.  Returns whether it is there; made, whether it has been made here.
  */
-void
-months_make_next(Oid ledger_id, TimestampTz ts)
+bool
+months_make_ahead(Oid ledger_id, bool *made)
 {
-	TimestampTz next = period_end(PERIOD_MONTH, ts);
+	TimestampTz next = period_end(PERIOD_MONTH, clock_now());
 
-	if (next >= CLOCK_END || partition_exists(ledger_id, next) || dropped_is(next) ||
-		!announce_may_try_next(GetCurrentTimestamp()) ||
-		!lock_try(LOCK_PARTITION, NULL))
-		return;
-	have_partitions_made(ledger_id, ts);
-	lock_release(LOCK_PARTITION, NULL);
+	announce_refresh(ledger_id);
+	if (next >= CLOCK_END || partition_exists(ledger_id, next) || dropped_is(next))
+		return true;
+	if (!lock_try(LOCK_PARTITION, NULL))
+		return false;
+	partition_make_if_free(ledger_id, next);
+	*made = partition_exists(ledger_id, next);
+	return *made;
 }

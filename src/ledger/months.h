@@ -12,6 +12,6 @@
 
 extern TimestampTz months_arg(FunctionCallInfo fcinfo, int argno, const char *name);
 extern PartitionRange months_ensure(Oid ledger, TimestampTz ts);
-extern void months_make_next(Oid ledger, TimestampTz ts);
+extern bool months_make_ahead(Oid ledger, bool *made);
 
 #endif							/* MONTHS_H */

@@ -79,9 +79,8 @@ partition_find(Oid ledger_id, TimestampTz ts, PartitionRange *range)
 
 /* The partitions that may hold rows from since (inclusive) to until (exclusive). */
 PartitionReach
-partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+partition_reach_in(Relation ledger, TimestampTz since, TimestampTz until)
 {
-	Relation	ledger = table_open(ledger_id, NoLock);
 	PartitionKey key = RelationGetPartitionKey(ledger);
 	PartitionDesc partitions = RelationGetPartitionDesc(ledger, true);
 	PartitionBoundInfo bounds = partitions->boundinfo;
@@ -100,6 +99,15 @@ partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
 				reach.rest = partitions->oids[bounds->default_index];
 		}
 	}
+	return reach;
+}
+
+PartitionReach
+partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until)
+{
+	Relation	ledger = table_open(ledger_id, NoLock);
+	PartitionReach reach = partition_reach_in(ledger, since, until);
+
 	table_close(ledger, NoLock);
 	return reach;
 }
@@ -189,10 +197,10 @@ static const char *const partition_ddl =
 "CREATE TABLE kavach.%1$s (LIKE kavach.audit_log INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS INCLUDING COMMENTS);"
 "COMMENT ON TABLE kavach.%1$s IS 'The ledger of one UTC month.';"
 "ALTER TABLE kavach.%1$s ADD PRIMARY KEY (id);"
-"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts);"
+"CREATE INDEX %1$s_agent_id_ts_idx ON kavach.%1$s (agent_id, ts) WITH (deduplicate_items = off);"
 "CREATE INDEX %1$s_batch_idx ON kavach.%1$s (batch);"
 "CREATE UNIQUE INDEX %1$s_settles_idx ON kavach.%1$s (settles) WHERE settles IS NOT NULL;"
-"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (agent_id, kind, request_id)"
+"CREATE UNIQUE INDEX %1$s_request_id_idx ON kavach.%1$s (request_id, agent_id, kind)"
 "  WHERE request_id IS NOT NULL AND result = 'allowed';"
 "CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON kavach.%1$s"
 "  FOR EACH STATEMENT EXECUTE FUNCTION kavach.refuse_change();"

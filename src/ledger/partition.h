@@ -9,6 +9,7 @@
 #include "kavach.h"
 
 #include "nodes/pg_list.h"
+#include "utils/relcache.h"
 
 /* A partition, and the times that it takes. */
 typedef struct PartitionRange
@@ -26,7 +27,8 @@ typedef struct PartitionReach
 } PartitionReach;
 
 extern bool partition_find(Oid ledger, TimestampTz ts, PartitionRange *range);
-extern PartitionReach partition_reach(Oid ledger, TimestampTz since, TimestampTz until);
+extern PartitionReach partition_reach_in(Relation ledger, TimestampTz since, TimestampTz until);
+extern PartitionReach partition_reach(Oid ledger_id, TimestampTz since, TimestampTz until);
 extern bool partition_exists(Oid ledger, TimestampTz ts);
 extern TimestampTz partition_month(Oid relid);
 extern bool partition_is_month(Oid relid);

@@ -21,6 +21,11 @@
  * loses what they settle.  A settlement may be folded before its authorization,
  * whose batch another transaction holds up: that stays in the table, and
  * kavach.unsettled, which looks at each row of it, passes over it.
+ *
+ * An agent's hours are read for two days, and after that from its raw rows.  There
+ * are as many as agents call, so the worker takes them away after that
+ * (rollup_prune), going over the agents by the primary key: three pages or so for
+ * each agent, and none for its other rows.
  *-------------------------------------------------------------------------
  */
 #include "ledger/rollup.h"
@@ -102,11 +107,9 @@
 	"DELETE FROM kavach.open_authorization WHERE id = ANY (ARRAY(SELECT settles FROM r WHERE settles IS NOT NULL)))," \
 	" opened AS (" \
 	"INSERT INTO kavach.open_authorization (id)" \
-	" SELECT id FROM (" \
-	"SELECT id, true AS open FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
-	" UNION ALL " \
-	"SELECT settles, NULL FROM r WHERE settles IS NOT NULL) s" \
-	"  GROUP BY id HAVING count(*) = count(open) ORDER BY id ON CONFLICT DO NOTHING)" \
+	" SELECT c.id FROM (SELECT id, true AS is_open FROM r WHERE kind = 'authorize' AND result = 'allowed' AND tokens_cost IS NOT NULL" \
+	"                   UNION ALL SELECT settles, false FROM r WHERE settles IS NOT NULL) AS c" \
+	"  GROUP BY c.id HAVING bool_and(c.is_open) ORDER BY c.id ON CONFLICT DO NOTHING)" \
 	" SELECT count(*) FROM r"
 
 static Statement fold_batches = {
@@ -145,4 +148,51 @@ rollup_fold(const int64 *batches, int count)
 	if (query_execute(&fold_batches, &value, NULL) != 1)
 		elog(ERROR, "could not fold batches of the ledger");
 	return query_int64(0, 1).value;
+}
+
+/* ---- what is read no longer ---- */
+
+/* The window of an hour that began before may yet be asked for, by who has looked at the clock. */
+#define KEPT_HOURS	(2 * USECS_PER_DAY + USECS_PER_HOUR)
+
+static Statement prune_hours = {
+	.sql = "WITH RECURSIVE s (subject, n) AS ("
+	"(SELECT u.subject, 1 FROM kavach.usage_scope u WHERE u.scope = $1 AND u.subject > $2 ORDER BY u.subject LIMIT 1)"
+	" UNION ALL "
+	"SELECT (SELECT u.subject FROM kavach.usage_scope u WHERE u.scope = $1 AND u.subject > s.subject ORDER BY u.subject LIMIT 1), s.n + 1"
+	"  FROM s WHERE s.subject IS NOT NULL AND s.n < $3),"
+	" gone AS ("
+	"DELETE FROM kavach.usage_scope WHERE ctid = ANY (ARRAY("
+	"SELECT h.ctid FROM s CROSS JOIN LATERAL ("
+	"SELECT u.ctid FROM kavach.usage_scope u"
+	" WHERE u.scope = $1 AND u.subject = s.subject AND u.period = $4 AND u.start < $5 ORDER BY u.start) h)))"
+	" SELECT max(s.subject) FROM s HAVING count(s.subject) = $3",
+	.nargs = 5,
+	.argtypes = {TEXTOID, TEXTOID, INT8OID, TEXTOID, TIMESTAMPTZOID},
+};
+
+/*
+ * Deletes the hours of as many agents as "count", those after "after", that are
+ * not read any more; returns who was the last of them, or NULL if there is no
+ * other.
+ */
+char *
+rollup_prune(const char *after, int count)
+{
+	OwnerRights owner;
+	Datum		values[] = {
+		CStringGetTextDatum(scopes[SCOPE_AGENT].name),
+		CStringGetTextDatum(after),
+		Int64GetDatum(count),
+		CStringGetTextDatum(periods[PERIOD_HOUR].name),
+		TimestampTzGetDatum(GetCurrentTimestamp() - KEPT_HOURS),
+	};
+	char	   *last = NULL;
+
+	query_begin(&owner);
+	query_avoid_scans();
+	if (query_execute(&prune_hours, values, NULL) > 0)
+		last = query_text(0, 1);
+	query_end(&owner);
+	return last;
 }

@@ -13,7 +13,7 @@
 
 #include "server/argument.h"
 
-const char *const ledger_kinds[] = {
+const char *const ledger_kinds[NUM_LEDGER_KINDS] = {
 	[LEDGER_AUTHORIZE] = "authorize",
 	[LEDGER_USAGE] = "usage",
 	[LEDGER_ADJUSTMENT] = "adjustment",
@@ -22,7 +22,7 @@ const char *const ledger_kinds[] = {
 LedgerKind
 ledger_kind_named(const char *name)
 {
-	for (int kind = 0; kind < (int) lengthof(ledger_kinds); kind++)
+	for (int kind = 0; kind < NUM_LEDGER_KINDS; kind++)
 		if (strcmp(name, ledger_kinds[kind]) == 0)
 			return kind;
 	elog(ERROR, "unrecognized kind \"%s\" in the ledger", name);
@@ -128,6 +128,20 @@ row_column_list(bool found)
 	return list.data;
 }
 
+/* Where a relation has a column, if it is as kavach made it; or else 0. */
+static AttrNumber
+find_column(TupleDesc desc, const LedgerColumn *column)
+{
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, i);
+
+		if (!attribute->attisdropped && strcmp(NameStr(attribute->attname), column->name) == 0)
+			return getBaseType(attribute->atttypid) == column->type ? attribute->attnum : InvalidAttrNumber;
+	}
+	return InvalidAttrNumber;
+}
+
 /*
  * Where a relation has the columns.  Returns the name of one that is not there
  * as kavach made it; or NULL.
@@ -135,13 +149,10 @@ row_column_list(bool found)
 const char *
 row_map_columns(Relation relation, AttrNumber *attnums)
 {
-	TupleDesc	desc = RelationGetDescr(relation);
-
 	for (int i = 0; i < NUM_LEDGER_COLUMNS; i++)
 	{
-		attnums[i] = get_attnum(RelationGetRelid(relation), ledger_columns[i].name);
-		if (attnums[i] == InvalidAttrNumber ||
-			getBaseType(TupleDescAttr(desc, attnums[i] - 1)->atttypid) != ledger_columns[i].type)
+		attnums[i] = find_column(RelationGetDescr(relation), &ledger_columns[i]);
+		if (attnums[i] == InvalidAttrNumber)
 			return ledger_columns[i].name;
 	}
 	return NULL;

@@ -18,6 +18,8 @@ typedef enum LedgerKind
 	LEDGER_ADJUSTMENT
 } LedgerKind;
 
+#define NUM_LEDGER_KINDS	(LEDGER_ADJUSTMENT + 1)
+
 typedef struct LedgerRow
 {
 	pg_uuid_t	id;				/* made by ledger_append */
@@ -116,7 +118,7 @@ typedef struct RowValues
 	bool		isnull[NUM_LEDGER_COLUMNS];
 } RowValues;
 
-extern const char *const ledger_kinds[];
+extern const char *const ledger_kinds[NUM_LEDGER_KINDS];
 extern const LedgerColumn ledger_columns[NUM_LEDGER_COLUMNS];
 extern LedgerKind ledger_kind_named(const char *name);
 extern void row_values(const LedgerRow *row, RowValues *values);

@@ -406,10 +406,12 @@ prepare(const Takeout *takeout, Oid partition, int64 counted)
 static void
 close_batches(Oid ledger)
 {
+	BatchTail	left;
+
 	begin_step("closing batches of the ledger");
 	lock_relation(ledger, RowExclusiveLock);
 	if (ledger == ledger_oid())
-		(void) batch_close_ready(ledger);
+		(void) batch_close_ready(ledger, &left);
 	end_step();
 }
 

@@ -6,363 +6,502 @@
  * (a standby).  Sums are over committed rows in the latest snapshot, and the
  * transaction's own, where they are asked for.
  *
+ * What closed batches add up to is in kavach.usage_scope, a row for each window
+ * of each subject; what is not closed is the tail (batch.c), whose rows are read
+ * one by one: all in one snapshot, in which each row of the ledger is in the one
+ * or in the other.  Who knows that he has all of what was written after some
+ * batch says so, and only rows of the tail up to that one are read (load.c): so
+ * that mostly none is.
+ *
  * A row counts in the windows of kavach.charged_at, which is never later than
  * its ts: so rows are looked for from the start of the window on, with no end.
  *
- * The agent's rows are found by the index on (agent_id, ts); user, tenant and
- * all agents take one pass together: over the rows of the hour or day, found by
- * the primary key as ids sort by time, or over whole months.
- *
- * Nothing is summed up while a restore is under way.  What there is to see of
- * one: it gives a table its indexes when the rows are in.  So a month such as
- * kavach makes them, but without any, is being restored, and so is any table
- * without, as long as pg_restore or a COPY into the ledger is at work.  Others
- * are left as they are by those who made them: a default partition, say, or an
- * archived month, which may be foreign, or no heap, and has no need of indexes.
+ * Hours of agents are kept in kavach.usage_scope for two days.  Those of more than
+ * a day ago are added up from the agent's rows, and so are rates.  Where the tail
+ * is all of the ledger, as it is before the first batch is closed, the agent's rows
+ * are found by agent, too, as there may be few.
  *-------------------------------------------------------------------------
  */
 #include "ledger/tally.h"
 
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/int.h"
-#include "lib/stringinfo.h"
+#include "executor/tuptable.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/numeric.h"
+#include "utils/snapmgr.h"
 
-#include "ledger/ledger.h"
-#include "ledger/partition.h"
-#include "server/argument.h"
+#include "ledger/batch.h"
+#include "ledger/scan.h"
 #include "server/clock.h"
+#include "server/compat.h"
+#include "server/lock.h"
 #include "server/query.h"
+#include "server/straight.h"
 
-#define BARE_PARTITIONS \
-	"  FROM pg_inherits p JOIN pg_class c ON c.oid = p.inhrelid" \
-	" WHERE p.inhparent = 'kavach.audit_log'::regclass AND c.relkind = 'r'" \
-	"   AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid)"
+/* Hours of agents that began longer ago may be gone from kavach.usage_scope soon. */
+#define AGENT_HOURS_KEPT	USECS_PER_DAY
 
-static Statement bare_partitions = {
-	.sql = "SELECT c.oid, c.oid::regclass::text" BARE_PARTITIONS " ORDER BY 2",
-};
-
-/* A file that is a foreign table is read with COPY, too. */
-static Statement restoring_sessions = {
-	.sql = "SELECT FROM pg_stat_activity"
-	" WHERE datname = current_database() AND starts_with(application_name, 'pg_restore')"
-	" UNION ALL "
-	"SELECT FROM pg_stat_progress_copy"
-	" WHERE datname = current_database() AND command = 'COPY FROM'"
-	"   AND relid IN (SELECT 'kavach.audit_log'::regclass UNION ALL SELECT c.oid" BARE_PARTITIONS ")",
-};
-
-/*
- * Sums are grouped by the shortest window that a row is in, as a PeriodKind
- * ($1 on bound each period but the last, each within the next), over the longest
- * window that is wanted (the last two bounds), or NUM_PERIODS for what is later;
- * and by whose they are, of those subjects that no index finds: one pass for all
- * of them, as this may read millions of rows.
- */
-#define NUM_BOUNDS	(2 * NUM_PERIODS)
-#define LONGEST		"$7"		/* where the longest window starts */
-
-static Statement tally_indexed[NUM_SCOPES];
-static Statement tally_others;
-static Statement tally_others_by_id;
-
-/* $1 agent, $2 permission, $3 from when on */
-static Statement tally_calls = {
-	.sql = "SELECT floor(extract(epoch FROM ts - $3) / 300)::bigint, count(*)"
-	"  FROM kavach.audit_log"
-	" WHERE agent_id = $1 AND ts >= $3"
-	"   AND permission_id = $2 AND kind = 'authorize' AND result = 'allowed'"
-	" GROUP BY 1 ORDER BY 1",
-	.nargs = 3,
-	.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID},
-};
-
-/* ---- the statements, from the tables of scopes and periods ---- */
-
-/* whose: columns to group by, and their commas */
-static void
-write_tally(Statement *statement, const char *whose, const char *condition)
+/* What is being summed up. */
+typedef struct Sums
 {
-	StringInfoData sql;
+	Oid			ledger;
+	const SubjectList *list;
+	TimestampTz starts[NUM_PERIODS];
+	TimestampTz ends[NUM_PERIODS];
+	int			longest[MAX_SUBJECTS];	/* -1: nothing */
+	Tally	   *tallies;
+} Sums;
 
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT %s CASE", whose);
-	for (int period = 0; period < PERIOD_TOTAL; period++)
-		appendStringInfo(&sql, " WHEN charged_at >= $%d AND charged_at < $%d THEN %d",
-						 2 * period + 1, 2 * period + 2, period);
-	appendStringInfo(&sql, " WHEN charged_at < $%d THEN %d ELSE %d END AS period,"
-					 " coalesce(sum(tokens_cost), 0)::bigint, count(*) FILTER (WHERE kind = 'authorize'),"
-					 " max(charged_at)"
-					 " FROM (SELECT *, kavach.charged_at(ts, tokens_cost, settles) FROM kavach.audit_log"
-					 " WHERE result = 'allowed' AND ts >= " LONGEST " AND %s) a"
-					 " WHERE charged_at >= " LONGEST
-					 " GROUP BY %s period",
-					 NUM_BOUNDS, PERIOD_TOTAL, NUM_PERIODS, condition, whose);
-	statement->sql = MemoryContextStrdup(TopMemoryContext, sql.data);
-	for (int i = 0; i < NUM_BOUNDS; i++)
-		statement->argtypes[i] = TIMESTAMPTZOID;
-	statement->nargs = NUM_BOUNDS;
-	pfree(sql.data);
+static void
+add(int64 *to, int64 amount)
+{
+	if (pg_add_s64_overflow(*to, amount, to))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("bigint out of range"),
+				 errdetail("The rows of the ledger add up to more than can be counted.")));
+}
+
+/* ---- what closed batches add up to ---- */
+
+enum
+{
+	USAGE_SCOPE,
+	USAGE_SUBJECT,
+	USAGE_PERIOD,
+	USAGE_START,
+	USAGE_TOKENS,
+	USAGE_CALLS
+};
+
+static StraightTable usage_table = {
+	.name = "usage_scope",
+	.nkeys = 4,
+	.ncolumns = 6,
+	.columns = {
+		[USAGE_SCOPE] = {"scope", TEXTOID},
+		[USAGE_SUBJECT] = {"subject", TEXTOID},
+		[USAGE_PERIOD] = {"period", TEXTOID},
+		[USAGE_START] = {"start", TIMESTAMPTZOID},
+		[USAGE_TOKENS] = {"tokens", NUMERICOID},
+		[USAGE_CALLS] = {"calls", INT8OID},
+	},
+};
+
+/* The same by statement: the latest window up to one. */
+static Statement select_usage = {
+	.sql = "SELECT start, tokens, calls FROM kavach.usage_scope"
+	" WHERE scope = $1 AND subject = $2 AND period = $3 AND start <= $4 ORDER BY start DESC LIMIT 1",
+	.nargs = 4,
+	.argtypes = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID},
+};
+
+/* A window of closed batches. */
+typedef struct ClosedWindow
+{
+	TimestampTz start;
+	Datum		tokens;			/* numeric, of this moment */
+	int64		calls;
+} ClosedWindow;
+
+/* How windows of closed batches are found. */
+typedef struct ClosedScan
+{
+	IndexScanDesc scan;			/* NULL: by statement */
+	TupleTableSlot *slot;
+	OwnerRights owner;
+} ClosedScan;
+
+static void
+open_closed(ClosedScan *closed)
+{
+	closed->scan = NULL;
+	if (straight_open(&usage_table))
+	{
+		closed->slot = table_slot_create(usage_table.table, NULL);
+		closed->scan = compat_index_beginscan(usage_table.table, usage_table.index, GetActiveSnapshot(), usage_table.nkeys);
+	}
+	else
+		query_begin(&closed->owner);
 }
 
 static void
-add_parameter(Statement *statement, Oid type)
+close_closed(ClosedScan *closed)
 {
-	statement->argtypes[statement->nargs++] = type;
+	if (closed->scan == NULL)
+	{
+		query_end(&closed->owner);
+		return;
+	}
+	index_endscan(closed->scan);
+	ExecDropSingleTupleTableSlot(closed->slot);
+	straight_close(&usage_table);
 }
 
+/* The latest window of a kind, that does not begin later than "until"; false where there is none. */
 static bool
-is_one_of_others(int scope)
+latest_window(ClosedScan *closed, const Datum key[3], TimestampTz until, ClosedWindow *window)
 {
-	return scopes[scope].column != NULL && !scopes[scope].indexed;
-}
-
-/* Of a scope whose column is indexed; the id comes after the bounds. */
-static Statement *
-statement_of(ScopeKind scope)
-{
-	Statement  *statement = &tally_indexed[scope];
-
-	if (statement->sql == NULL)
-	{
-		write_tally(statement, "", psprintf("%s = $%d", scopes[scope].column, NUM_BOUNDS + 1));
-		add_parameter(statement, TEXTOID);
-	}
-	return statement;
-}
-
-/* After the bounds: an id for each of the others, whether all agents are wanted, the least id. */
-static void
-write_others(Statement *statement, bool by_id)
-{
-	StringInfoData whose;
-	StringInfoData any;
-	int			parameter = NUM_BOUNDS;
-
-	initStringInfo(&whose);
-	initStringInfo(&any);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-	{
-		if (!is_one_of_others(scope))
-			continue;
-		parameter++;
-		appendStringInfo(&whose, "coalesce(%s = $%d, false), ", scopes[scope].column, parameter);
-		appendStringInfo(&any, " OR %s = $%d", scopes[scope].column, parameter);
-	}
-	write_tally(statement, whose.data,
-				by_id ? psprintf("($%d%s) AND id >= $%d", parameter + 1, any.data, parameter + 2) :
-				psprintf("($%d%s)", parameter + 1, any.data));
-	for (int i = NUM_BOUNDS; i < parameter; i++)
-		add_parameter(statement, TEXTOID);
-	add_parameter(statement, BOOLOID);
-	if (by_id)
-		add_parameter(statement, UUIDOID);
-}
-
-static void
-refuse_restored(const char *partition, bool is_month)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the ledger is being restored"),
-			 errdetail("Its partition %s has no index yet.", partition),
-			 is_month ?
-			 errhint("Wait for the restore to end; if there is none: ALTER TABLE %s ADD PRIMARY KEY (id).", partition) :
-			 errhint("Wait for pg_restore, or COPY, to end.")));
-}
-
-static void
-refuse_during_restore(void)
-{
-	uint64		nrows = query_select(&bare_partitions, NULL, NULL);
-	char	   *partition = NULL;
-
-	for (uint64 row = 0; row < nrows; row++)
-	{
-		bool		isnull;
-		Oid			relid = DatumGetObjectId(query_datum(row, 1, &isnull));
-
-		partition = query_text(row, 2);
-		if (partition_is_month(relid))
-			refuse_restored(partition, true);
-	}
-	if (partition != NULL && query_select(&restoring_sessions, NULL, NULL) > 0)
-		refuse_restored(partition, false);
-}
-
-/* ---- sums ---- */
-
-static void
-bind_windows(Datum *values, TimestampTz ts, PeriodKind longest)
-{
-	for (int period = 0; period < PERIOD_TOTAL; period++)
-	{
-		values[2 * period] = TimestampTzGetDatum(period_start(period, ts));
-		values[2 * period + 1] = TimestampTzGetDatum(period_end(period, ts));
-	}
-	values[NUM_BOUNDS - 2] = TimestampTzGetDatum(period_start(longest, ts));
-	values[NUM_BOUNDS - 1] = TimestampTzGetDatum(period_end(longest, ts));
-}
-
-static bool
-group_flag(uint64 row, int column)
-{
+	ScanKeyData scan_keys[4];
 	bool		isnull;
 
-	return DatumGetBool(query_datum(row, column, &isnull));
+	if (closed->scan == NULL)
+	{
+		Datum		values[] = {key[0], key[1], key[2], TimestampTzGetDatum(until)};
+
+		if (query_select_in(GetActiveSnapshot(), &select_usage, values, NULL) == 0)
+			return false;
+		window->start = DatumGetTimestampTz(query_datum(0, 1, &isnull));
+		window->tokens = query_datum(0, 2, &isnull);
+		window->calls = query_int64(0, 3).value;
+		return true;
+	}
+	for (int i = USAGE_SCOPE; i <= USAGE_PERIOD; i++)
+		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   usage_table.index->rd_indcollation[i], F_TEXTEQ, key[i]);
+	ScanKeyInit(&scan_keys[USAGE_START], USAGE_START + 1, BTLessEqualStrategyNumber, F_TIMESTAMPTZ_LE,
+				TimestampTzGetDatum(until));
+	index_rescan(closed->scan, scan_keys, 4, NULL, 0);
+	if (!index_getnext_slot(closed->scan, BackwardScanDirection, closed->slot))
+		return false;
+	window->start = DatumGetTimestampTz(slot_getattr(closed->slot, usage_table.attnums[USAGE_START], &isnull));
+	window->tokens = slot_getattr(closed->slot, usage_table.attnums[USAGE_TOKENS], &isnull);
+	window->calls = DatumGetInt64(slot_getattr(closed->slot, usage_table.attnums[USAGE_CALLS], &isnull));
+	return true;
+}
+
+static void
+add_window(Tally *tally, PeriodKind period, const ClosedWindow *window)
+{
+	add(&tally->usage[period].used[MEASURE_TOKENS], DatumGetInt64(DirectFunctionCall1(numeric_int8, window->tokens)));
+	add(&tally->usage[period].used[MEASURE_CALLS], window->calls);
 }
 
 /*
- * Adds a group's sums to its window, and to those that this one is within, and
- * has newest not lie before its latest row.
+ * Adds a subject's windows.  The latest of all, of the shortest kind that there
+ * is, bounds the time of its rows: hours of agents go, but the oldest first.
  */
 static void
-add_group(Tally *tally, uint64 row, int column)
+add_closed_windows(const Sums *sums, ClosedScan *closed, int i)
 {
-	bool		isnull;
-	int			shortest = DatumGetInt32(query_datum(row, column, &isnull));
-	TimestampTz latest = DatumGetTimestampTz(query_datum(row, column + 3, &isnull));
+	const Subject *subject = &sums->list->subjects[i];
+	Tally	   *tally = &sums->tallies[i];
+	bool		bounded = false;
+	Datum		key[3] = {
+		CStringGetTextDatum(scopes[subject->scope].name),
+		CStringGetTextDatum(subject->id ? subject->id : ""),
+	};
 
-	tally->newest = Max(tally->newest, latest);
-	for (int period = shortest; period < NUM_PERIODS; period++)
-		for (int measure = 0; measure < NUM_MEASURES; measure++)
-			if (pg_add_s64_overflow(tally->usage[period].used[measure],
-									query_int64(row, column + 1 + measure).value,
-									&tally->usage[period].used[measure]))
-				ereport(ERROR,
-						(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-						 errmsg("bigint out of range"),
-						 errdetail("The rows of the ledger add up to more than can be counted.")));
-}
-
-static void
-tally_one(const Subject *subject, TimestampTz ts, PeriodKind longest, Tally *tally)
-{
-	Datum		values[NUM_BOUNDS + 1];
-	uint64		nrows;
-
-	bind_windows(values, ts, longest);
-	values[NUM_BOUNDS] = CStringGetTextDatum(subject->id);
-	nrows = query_select(statement_of(subject->scope), values, NULL);
-	for (uint64 row = 0; row < nrows; row++)
-		add_group(tally, row, 1);
-}
-
-/* Runs the pass over the rows of the others; subjects: one at most of each scope, or NULL. */
-static uint64
-select_others(const Subject *const subjects[NUM_SCOPES], TimestampTz ts, PeriodKind longest)
-{
-	Datum		values[MAX_QUERY_ARGS];
-	char		nulls[MAX_QUERY_ARGS];
-	int			count = NUM_BOUNDS;
-	bool		by_id = longest <= PERIOD_DAY;
-	Statement  *statement = by_id ? &tally_others_by_id : &tally_others;
-	pg_uuid_t	first_id;
-
-	if (statement->sql == NULL)
-		write_others(statement, by_id);
-	bind_windows(values, ts, longest);
-	memset(nulls, ' ', sizeof(nulls));
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
+	for (int period = 0; period <= sums->longest[i] || (!bounded && period < PERIOD_TOTAL); period++)
 	{
-		bool		isnull;
+		ClosedWindow window;
+		bool		found;
 
-		if (!is_one_of_others(scope))
-			continue;
-		values[count] = text_or_null(subjects[scope] ? subjects[scope]->id : NULL, &isnull);
-		nulls[count++] = isnull ? 'n' : ' ';
-	}
-	values[count++] = BoolGetDatum(subjects[SCOPE_ALL] != NULL);
-	if (by_id)
-	{
-		first_id = ledger_first_id(period_start(longest, ts));
-		values[count++] = UUIDPGetDatum(&first_id);
-		query_avoid_scans();
-	}
-	Assert(count == statement->nargs);
-	return query_select(statement, values, nulls);
-}
-
-/* Adds the rows of a pass to those of its subjects whose they are. */
-static void
-add_others(Tally *const tallies[NUM_SCOPES], uint64 nrows)
-{
-	int			ncolumns = 0;
-
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		ncolumns += is_one_of_others(scope);
-	for (uint64 row = 0; row < nrows; row++)
-	{
-		int			column = 1;
-
-		for (int scope = 0; scope < NUM_SCOPES; scope++)
+		key[USAGE_PERIOD] = CStringGetTextDatum(periods[period].name);
+		found = latest_window(closed, key, DT_NOEND, &window);
+		if (found && !bounded && period < PERIOD_TOTAL)
 		{
-			bool		theirs = is_one_of_others(scope) ? group_flag(row, column++) : scope == SCOPE_ALL;
-
-			if (theirs && tallies[scope] != NULL)
-				add_group(tallies[scope], row, ncolumns + 1);
+			tally->newest = Max(tally->newest, period_end(period, window.start) - 1);
+			bounded = true;
 		}
+		if (period > sums->longest[i])
+			continue;
+		if (found && window.start > sums->starts[period])
+			found = latest_window(closed, key, sums->starts[period], &window);
+		if (found && window.start == sums->starts[period])
+			add_window(tally, period, &window);
 	}
 }
 
-/* One pass, for a subject of each scope that is left; false where none is. */
-static bool
-tally_others_once(const SubjectList *list, TimestampTz ts, int left[MAX_SUBJECTS], Tally tallies[MAX_SUBJECTS])
+static void
+add_closed(const Sums *sums)
 {
-	const Subject *subjects[NUM_SCOPES] = {NULL};
-	Tally	   *theirs[NUM_SCOPES] = {NULL};
+	ClosedScan	closed;
+
+	open_closed(&closed);
+	for (int i = 0; i < sums->list->count; i++)
+		if (sums->longest[i] >= 0)
+			add_closed_windows(sums, &closed, i);
+	close_closed(&closed);
+}
+
+/* ---- rows ---- */
+
+static bool
+is_theirs(const Subject *subject, const CountedRow *row)
+{
+	const text *id = row->ids[subject->scope];
+
+	if (subject->scope == SCOPE_ALL)
+		return true;
+	return id != NULL && VARSIZE_ANY_EXHDR(id) == strlen(subject->id) &&
+		memcmp(VARDATA_ANY(id), subject->id, VARSIZE_ANY_EXHDR(id)) == 0;
+}
+
+/* Adds a row to the windows of a subject that it counts in, from the shortest to "longest". */
+static void
+add_row(const Sums *sums, int i, int longest, const CountedRow *row)
+{
+	Tally	   *tally = &sums->tallies[i];
+
+	tally->newest = Max(tally->newest, row->charged_at);
+	for (int period = 0; period <= longest; period++)
+	{
+		if (row->charged_at < sums->starts[period] || row->charged_at >= sums->ends[period])
+			continue;
+		add(&tally->usage[period].used[MEASURE_TOKENS], row->tokens);
+		add(&tally->usage[period].used[MEASURE_CALLS], row->is_call);
+	}
+}
+
+/* ---- the tail ---- */
+
+/* Rows of the tail, of subjects that are to be found by batch. */
+typedef struct TailRows
+{
+	const Sums *sums;
+	bool		skipped[MAX_SUBJECTS];
+	int64		last_batch;
+} TailRows;
+
+static void
+add_tail_row(const CountedRow *row, void *arg)
+{
+	const TailRows *rows = arg;
+	const Sums *sums = rows->sums;
+
+	for (int i = 0; i < sums->list->count; i++)
+		if (sums->longest[i] >= 0 && !rows->skipped[i] && is_theirs(&sums->list->subjects[i], row))
+			add_row(sums, i, sums->longest[i], row);
+}
+
+/* A subject whose rows are all looked at. */
+typedef struct SubjectRows
+{
+	const Sums *sums;
+	int			i;				/* of the list */
+	int			longest;
+	int64		last_batch;
+} SubjectRows;
+
+static void
+add_subject_row(const CountedRow *row, void *arg)
+{
+	const SubjectRows *rows = arg;
+
+	if (row->batch <= rows->last_batch)
+		add_row(rows->sums, rows->i, rows->longest, row);
+}
+
+static void
+add_agent_rows(const Sums *sums, int i, int longest, int64 last_batch)
+{
+	SubjectRows rows = {sums, i, longest, last_batch};
+	RowSearch	search = {
+		.kind = SCAN_AGENT,
+		.since = sums->starts[longest],
+		.agent_id = sums->list->subjects[i].id,
+	};
+
+	scan_rows(sums->ledger, &search, add_subject_row, &rows);
+}
+
+static void
+add_batches(TailRows *rows, TimestampTz since, int64 first, int64 last)
+{
+	RowSearch	search = {
+		.kind = SCAN_BATCH,
+		.since = since,
+		.first = first,
+		.last = Min(last, rows->last_batch),
+	};
+
+	if (search.first <= search.last)
+		scan_rows(rows->sums->ledger, &search, add_tail_row, rows);
+}
+
+/* Adds what batches of the tail have, up to the last one.  Numbers that follow each other are looked for at once. */
+static void
+add_tail_batches(TailRows *rows, const BatchTail *tail, TimestampTz since)
+{
+	int			i = 0;
+
+	while (i < tail->nopen)
+	{
+		int			first = i;
+
+		while (++i < tail->nopen && tail->open[i] == tail->open[i - 1] + 1)
+			;
+		add_batches(rows, since, tail->open[first], tail->open[i - 1]);
+	}
+	add_batches(rows, since, tail->high + 1, PG_INT64_MAX);
+}
+
+/* Whether nothing has been closed yet. */
+static bool
+is_all(const BatchTail *tail)
+{
+	return tail->high < 0;
+}
+
+static void
+add_tail(const Sums *sums, const BatchTail *tail, int64 last_batch)
+{
+	TailRows	rows = {.sums = sums, .last_batch = last_batch};
 	int			longest = -1;
 
-	for (int i = 0; i < list->count; i++)
+	for (int i = 0; i < sums->list->count; i++)
 	{
-		ScopeKind	scope = list->subjects[i].scope;
-
-		if (left[i] < 0 || subjects[scope] != NULL)
+		if (sums->longest[i] < 0)
 			continue;
-		subjects[scope] = &list->subjects[i];
-		theirs[scope] = &tallies[i];
-		longest = Max(longest, left[i]);
-		left[i] = -1;
+		rows.skipped[i] = is_all(tail) && scopes[sums->list->subjects[i].scope].indexed;
+		if (rows.skipped[i])
+			add_agent_rows(sums, i, sums->longest[i], last_batch);
+		else
+			longest = Max(longest, sums->longest[i]);
 	}
-	if (longest < 0)
-		return false;
-	add_others(theirs, select_others(subjects, ts, longest));
-	return true;
+	if (longest >= 0)
+		add_tail_batches(&rows, tail, sums->starts[longest]);
+}
+
+/* ---- hours of agents that may be gone ---- */
+
+/* Adds the hour of agents up from their rows, where it is not in the rollup any more. */
+static void
+add_old_hours(const Sums *sums)
+{
+	if (sums->starts[PERIOD_HOUR] >= GetCurrentTimestamp() - AGENT_HOURS_KEPT)
+		return;
+	for (int i = 0; i < sums->list->count; i++)
+	{
+		if (sums->longest[i] < 0 || sums->list->subjects[i].scope != SCOPE_AGENT)
+			continue;
+		memset(&sums->tallies[i].usage[PERIOD_HOUR], 0, sizeof(Usage));
+		add_agent_rows(sums, i, PERIOD_HOUR, PG_INT64_MAX);
+	}
+}
+
+/* ---- what others call ---- */
+
+/*
+ * What is summed up from here to tally_end is of one moment: now.  own: whether
+ * the transaction's own rows count.  A restore is looked for first: what it has
+ * yet to bring would not be in the snapshot.
+ */
+void
+tally_begin(bool own)
+{
+	Oid			ledger = ledger_oid();
+	Snapshot	snapshot;
+
+	lock_relation(ledger, AccessShareLock);
+	AcceptInvalidationMessages();
+	scan_refuse_during_restore(ledger);
+	CommandCounterIncrement();
+	snapshot = GetLatestSnapshot();
+	if (!own)
+		snapshot->curcid = FirstCommandId;
+	PushActiveSnapshot(snapshot);
+}
+
+void
+tally_end(void)
+{
+	PopActiveSnapshot();
 }
 
 /*
  * The usage of subjects in the windows that ts falls into.  longest: for each
  * the longest window that is wanted, or -1 for none; what is returned of
- * longer ones means nothing.  own: whether the transaction's own rows count.
+ * longer ones means nothing.  last_batch: rows that were written in later ones
+ * may be left out, other than by those who put them in by hand.
  */
 void
 tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SUBJECTS],
-			   bool own, Tally tallies[MAX_SUBJECTS])
+			   int64 last_batch, Tally tallies[MAX_SUBJECTS])
 {
-	OwnerRights owner;
-	int			left[MAX_SUBJECTS] = {0};	/* of those that no index finds */
+	Oid			ledger = ledger_oid();
+	Sums		sums = {.ledger = ledger, .list = list, .tallies = tallies};
+	BatchTail	tail;
 
-	query_begin(&owner);
-	refuse_during_restore();
-	if (!own)
-		query_ignore_own();
+	for (int period = 0; period < NUM_PERIODS; period++)
+	{
+		sums.starts[period] = period_start(period, ts);
+		sums.ends[period] = period_end(period, ts);
+	}
 	for (int i = 0; i < list->count; i++)
 	{
-		left[i] = longest[i];
+		sums.longest[i] = longest[i];
 		memset(&tallies[i], 0, sizeof(Tally));
-		if (longest[i] < 0)
-			continue;
-		tallies[i].newest = period_start(longest[i], ts) - (longest[i] == PERIOD_TOTAL ? 0 : 1);
-		if (!scopes[list->subjects[i].scope].indexed)
-			continue;
-		tally_one(&list->subjects[i], ts, longest[i], &tallies[i]);
-		left[i] = -1;
+		if (longest[i] >= 0)
+			tallies[i].newest = sums.starts[longest[i]] - (longest[i] == PERIOD_TOTAL ? 0 : 1);
 	}
-	while (tally_others_once(list, ts, left, tallies))
-		;
-	query_end(&owner);
+	tail = batch_tail();
+	if (!is_all(&tail))
+		add_closed(&sums);
+	add_tail(&sums, &tail, Max(last_batch, batch_last_of_others(ledger, &tail)));
+	if (!is_all(&tail))
+		add_old_hours(&sums);
+}
+
+/* A rate that is being counted: its calls by window, from the first on. */
+typedef struct RateRows
+{
+	int64		permission_id;
+	RateTally  *tallies;
+	int			count;
+	int			room;
+} RateRows;
+
+static int
+compare_windows(const void *a, const void *b)
+{
+	int64		left = ((const RateTally *) a)->window;
+	int64		right = ((const RateTally *) b)->window;
+
+	return left < right ? -1 : left > right;
+}
+
+/* An agent's rows come in order of their time, month by month: mostly in the window of the last one. */
+static void
+add_rated_row(const CountedRow *row, void *arg)
+{
+	RateRows   *rows = arg;
+	int64		window = row->ts / RATE_WINDOW - (row->ts % RATE_WINDOW < 0);
+
+	if (!row->is_call || row->permission_id != rows->permission_id)
+		return;
+	if (rows->count == 0 || rows->tallies[rows->count - 1].window != window)
+	{
+		if (rows->count == rows->room)
+			rows->tallies = repalloc(rows->tallies, sizeof(RateTally) * (rows->room *= 2));
+		rows->tallies[rows->count++] = (RateTally) {window, 0};
+	}
+	rows->tallies[rows->count - 1].calls++;
+}
+
+/* Sorts windows, and adds up those that are there several times; returns how many there are. */
+static int
+merge_windows(RateTally *tallies, int count)
+{
+	int			merged = 0;
+
+	qsort(tallies, count, sizeof(RateTally), compare_windows);
+	for (int i = 0; i < count; i++)
+	{
+		if (merged > 0 && tallies[merged - 1].window == tallies[i].window)
+			tallies[merged - 1].calls += tallies[i].calls;
+		else
+			tallies[merged++] = tallies[i];
+	}
+	return merged;
 }
 
 /*
@@ -372,23 +511,17 @@ tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SU
 int
 tally_rate(const char *agent_id, int64 permission_id, int64 first, RateTally **tallies)
 {
-	OwnerRights owner;
-	Datum		values[] = {
-		CStringGetTextDatum(agent_id),
-		Int64GetDatum(permission_id),
-		TimestampTzGetDatum(first * RATE_WINDOW),
+	RateRows	rows = {.permission_id = permission_id, .room = RATE_WINDOWS};
+	RowSearch	search = {
+		.kind = SCAN_AGENT,
+		.since = first * RATE_WINDOW,
+		.agent_id = agent_id,
 	};
-	int			count;
 
-	query_begin(&owner);
-	refuse_during_restore();
-	count = (int) query_select(&tally_calls, values, NULL);
-	*tallies = palloc(sizeof(RateTally) * Max(count, 1));
-	for (int i = 0; i < count; i++)
-	{
-		(*tallies)[i].window = first + query_int64(i, 1).value;
-		(*tallies)[i].calls = query_int64(i, 2).value;
-	}
-	query_end(&owner);
-	return count;
+	rows.tallies = palloc(sizeof(RateTally) * rows.room);
+	tally_begin(true);
+	scan_rows(ledger_oid(), &search, add_rated_row, &rows);
+	tally_end();
+	*tallies = rows.tallies;
+	return merge_windows(rows.tallies, rows.count);
 }

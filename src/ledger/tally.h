@@ -22,8 +22,10 @@ typedef struct RateTally
 	int64		calls;
 } RateTally;
 
+extern void tally_begin(bool own);
+extern void tally_end(void);
 extern void tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SUBJECTS],
-						   bool own, Tally tallies[MAX_SUBJECTS]);
+						   int64 last_batch, Tally tallies[MAX_SUBJECTS]);
 extern int	tally_rate(const char *agent_id, int64 permission_id, int64 first, RateTally **tallies);
 
 #endif							/* TALLY_H */

@@ -1,8 +1,19 @@
 /*-------------------------------------------------------------------------
  * worker.c
- *		The background worker that makes the ledger's partitions.
+ *		Background workers: how they are started, and that which makes partitions.
  *
- * ATTACH locks the ledger to the end of its transaction, and whoever else needs
+ * Each database has one worker as long as batches of it are open; what it does
+ * is in rounds.c.  It is started by whoever finds that there is none, at the first
+ * row after a start of the server as after the worker's own end, however it came
+ * (worker_start): the post in shared memory is held by who works, and by nobody
+ * else.  It has a pid in it as long as that process runs; a crash, which the
+ * worker's own may be, makes shared memory anew.  Two workers that are started at
+ * once do no harm: the second finds the post taken, and ends.
+ *
+ * Where no worker can be had, everything still works; only that more is read from
+ * raw rows.  The log says what to raise, once an hour, and it is tried again.
+ *
+ * Partitions: ATTACH locks the ledger to the end of its transaction, and whoever else needs
  * a partition waits for that.  So a missing one is made in a transaction of its
  * own, by a dynamic background worker: the call that needs it starts one for
  * its month and the next, and waits until it has ended.
@@ -12,7 +23,7 @@
  * and gives up on any other after LOCK_TIMEOUT.  A caller whose month is still
  * missing then, or who got no worker, makes the partition itself (partition.c).
  *
- * The worker's commit need not be durable by itself: the rows that the
+ * That worker's commit need not be durable by itself: the rows that the
  * partition is made for come later in the WAL.
  *-------------------------------------------------------------------------
  */
@@ -22,6 +33,9 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 
@@ -30,6 +44,10 @@
 #include "server/clock.h"
 
 #define LOCK_TIMEOUT	"1s"
+
+/* How long a worker that is being started is waited for, and how long none is tried where there was no room. */
+#define START_PATIENCE	(5 * USECS_PER_SEC)
+#define ROOM_PATIENCE	(10 * USECS_PER_SEC)
 
 /* What a worker is started for; in bgw_extra. */
 typedef struct WorkerOrder
@@ -79,15 +97,117 @@ worker_make_partitions(Oid ledger, TimestampTz ts)
 	return true;
 }
 
-/* Whatever the database sets for its sessions, the worker goes by its own. */
-static void
-pin_settings(void)
+/* Whatever the database sets for its sessions, a worker goes by its own. */
+void
+worker_pin_settings(void)
 {
-	SetConfigOption("default_transaction_read_only", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("lock_timeout", LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			settings[] = {
+		{"default_transaction_deferrable", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"jit", "off"},
+		{"lock_timeout", LOCK_TIMEOUT},
+		{"max_parallel_workers_per_gather", "0"},
+		{"search_path", "pg_catalog, pg_temp"},
+		{"statement_timeout", "0"},
+		{"transaction_timeout", "0"},
+	};
+
+	for (int i = 0; i < (int) lengthof(settings); i++)
+		if (GetConfigOption(settings[i].name, true, false) != NULL)
+			SetConfigOption(settings[i].name, settings[i].value, PGC_SUSET, PGC_S_OVERRIDE);
 }
+
+/* ---- the worker of a database ---- */
+
+void
+worker_init_post(WorkerPost *post)
+{
+	pg_atomic_init_u32(&post->pid, 0);
+	pg_atomic_init_u32(&post->coming, 0);
+	pg_atomic_init_u32(&post->wishes, 0);
+	pg_atomic_init_u64(&post->next_start, 0);
+	pg_atomic_init_u64(&post->refused_at, 0);
+	pg_atomic_init_u64(&post->closed_at, 0);
+	pg_atomic_init_u64(&post->pruned_at, 0);
+	pg_atomic_init_u64(&post->failed_at, 0);
+	pg_atomic_init_u32(&post->sqlstate, 0);
+}
+
+/* Whether a time that is at most "ahead" away is over, be the clock put back or not. */
+static bool
+is_over(TimestampTz time, TimestampTz now, int64 ahead)
+{
+	return time <= now || time - now > ahead;
+}
+
+static bool
+register_worker(void)
+{
+	BackgroundWorker worker = {
+		.bgw_name = "kavach worker",
+		.bgw_type = "kavach worker",
+		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = BGW_NEVER_RESTART,
+		.bgw_library_name = "kavach",
+		.bgw_function_name = "kavach_rounds_main",
+		.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId),
+	};
+
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
+static void
+report_no_room(WorkerPost *post, TimestampTz now)
+{
+	if (now - (TimestampTz) pg_atomic_read_u64(&post->refused_at) < USECS_PER_HOUR)
+		return;
+	pg_atomic_write_u64(&post->refused_at, now);
+	ereport(LOG,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("could not start the kavach worker: too many background workers"),
+			 errdetail("Until there is room, batches of the ledger stay open, which makes reports and loads of counters slower. It is tried again every few seconds."),
+			 errhint("Raise max_worker_processes: kavach takes one for each database that it is used in, and one for a moment when a month begins.")));
+}
+
+/* Starts this database's worker, unless that was tried just now. */
+void
+worker_start(WorkerPost *post)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	uint64		next = pg_atomic_read_u64(&post->next_start);
+
+	if (!is_over((TimestampTz) next, now, ROOM_PATIENCE) || !IsUnderPostmaster || IsBinaryUpgrade)
+		return;
+	if (!pg_atomic_compare_exchange_u64(&post->next_start, &next, now + START_PATIENCE))
+		return;					/* somebody else does */
+	pg_atomic_write_u32(&post->coming, 1);
+	if (register_worker())
+		return;
+	pg_atomic_write_u32(&post->coming, 0);
+	pg_atomic_write_u64(&post->next_start, now + ROOM_PATIENCE);
+	report_no_room(post, now);
+}
+
+/* Tells the worker, if there is one, what is wanted of it. */
+void
+worker_wish(WorkerPost *post, uint32 wish)
+{
+	PGPROC	   *proc;
+
+	pg_atomic_fetch_or_u32(&post->wishes, wish);
+	proc = BackendPidGetProc((int) pg_atomic_read_u32(&post->pid));
+	if (proc != NULL)
+		SetLatch(&proc->procLatch);
+}
+
+/* ---- the worker that makes partitions ---- */
 
 static void
 begin_step(const char *activity)
@@ -114,7 +234,8 @@ kavach_worker_main(Datum arg)
 	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
-	pin_settings();				/* before the first lock is waited for */
+	worker_pin_settings();		/* before the first lock is waited for */
+	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	month = order.ts;
 	for (int i = 0; i < 2 && month < CLOCK_END; i++)

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  * worker.h
- *		The background worker that makes the ledger's partitions.
+ *		Background workers: how they are started, and which there is.
  *-------------------------------------------------------------------------
  */
 #ifndef WORKER_H
@@ -8,6 +8,45 @@
 
 #include "kavach.h"
 
+#include "port/atomics.h"
+
+/* What others want of a worker. */
+#define WISH_ROUND	0x01		/* look at once what there is to do */
+#define WISH_LEAVE	0x02		/* end, as somebody wants the database for himself */
+
+/*
+ * The post of a database's worker (rounds.c), in shared memory; all zero where
+ * there has been none.  Who holds it has taken it, and clears it when it ends,
+ * however it ends.  Times are TimestampTz, 0: never.
+ */
+typedef struct WorkerPost
+{
+	pg_atomic_uint32 pid;		/* of who holds it; 0: nobody */
+	pg_atomic_uint32 coming;	/* whether somebody has been started for it */
+	pg_atomic_uint32 wishes;	/* of others: WISH_... */
+	pg_atomic_uint64 next_start;	/* not to be started before, if nobody holds it */
+	pg_atomic_uint64 refused_at;	/* when the log was told that there was no room for it */
+
+	/* what the worker tells, beside what pg_stat_activity shows */
+	pg_atomic_uint64 closed_at; /* when batches were closed last */
+	pg_atomic_uint64 pruned_at; /* when rollups were last gone over */
+	pg_atomic_uint64 failed_at; /* since when something fails; 0: nothing does */
+	pg_atomic_uint32 sqlstate;	/* with what */
+} WorkerPost;
+
 extern bool worker_make_partitions(Oid ledger, TimestampTz ts);
+extern void worker_pin_settings(void);
+
+extern void worker_init_post(WorkerPost *post);
+extern void worker_start(WorkerPost *post);
+extern void worker_wish(WorkerPost *post, uint32 wish);
+
+/* Has a database's worker started, unless it is there. */
+static inline void
+worker_ensure(WorkerPost *post)
+{
+	if (unlikely(pg_atomic_read_u32(&post->pid) == 0))
+		worker_start(post);
+}
 
 #endif							/* WORKER_H */

@@ -11,10 +11,12 @@
  * whoever's the limit is.
  *
  * A call copies the parts, and uses them if their generations stand (change.c).
- * Otherwise one query reads all of them, in the latest snapshot, and what was
- * read is cached, unless somebody is just changing it.  So a change that has
- * committed is obeyed by the next call in every session, also in a transaction
- * already open.
+ * Those that are not there, or no longer good, it reads from the tables, in the
+ * latest snapshot, and caches, unless somebody is just changing them: the agent's
+ * first, which says whose the others are.  If all generations stand then, they
+ * are as they were at one moment; otherwise all of them are read once more, in one
+ * snapshot.  So a change that has committed is obeyed by the next call in every
+ * session, also in a transaction already open.
  *
  * A transaction that has changed any of these tables itself reads past the
  * cache and puts nothing in until it ends, since it may yet roll back.  Nothing
@@ -31,7 +33,6 @@
 
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
-#include "lib/stringinfo.h"
 #include "port/atomics.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -42,6 +43,7 @@
 #include "memory/flat.h"
 #include "server/argument.h"
 #include "server/clock.h"
+#include "server/find.h"
 #include "server/lock.h"
 #include "server/query.h"
 
@@ -89,66 +91,119 @@ typedef struct AgentPart
 	int			npermissions;
 } AgentPart;
 
-/*
- * What parts are read from, a row each: 1 the agent, 2 a permission, 3 a limit,
- * 4 what was forgiven.  Policies are found by scope and subject, an index each
- * (OFFSET 0 keeps them from being joined in another way).  %1$s are the scopes,
- * %2$s those with ids and the ids.
- */
-#define LIMIT_COLUMNS \
-	"SELECT 3 AS part, p.policy_id, p.scope, p.action, l.measure, l.period, p.subject IS NULL AS flag," \
-	"       l.amount AS number, NULL::bigint, p.each, NULL::timestamptz, NULL::text[], NULL::jsonb"
-#define LIMITS \
-	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_limit n WHERE n.policy_id = p.policy_id OFFSET 0) l" \
-	" WHERE p.enabled"
-#define BASELINE_COLUMNS \
-	"SELECT 4, b.policy_id, p.scope, NULL, b.measure, b.period, b.subject IS NULL," \
-	"       NULL, b.usage, NULL, b.period_start, NULL, NULL"
-#define POLICY_OF_BASELINE \
-	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.policy_id = b.policy_id OFFSET 0) p"
-
-#define LIMITS_OF(subjects) \
-	LIMIT_COLUMNS \
-	"  FROM " subjects " AS s (scope, subject)" \
-	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject = s.subject OFFSET 0) p" \
-	LIMITS \
-	" UNION ALL " \
-	LIMIT_COLUMNS \
-	"  FROM (VALUES %1$s) AS s (scope)" \
-	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_policy n WHERE n.scope = s.scope AND n.subject IS NULL OFFSET 0) p" \
-	LIMITS \
-	" UNION ALL " \
-	BASELINE_COLUMNS \
-	"  FROM " subjects " AS s (scope, subject)" \
-	" CROSS JOIN LATERAL (SELECT * FROM kavach.budget_baseline n WHERE n.subject = s.subject OFFSET 0) b" \
-	POLICY_OF_BASELINE \
-	" WHERE p.scope = s.scope" \
-	" UNION ALL " \
-	BASELINE_COLUMNS \
-	"  FROM (SELECT * FROM kavach.budget_baseline n WHERE n.subject IS NULL OFFSET 0) b" \
-	POLICY_OF_BASELINE
-
-#define PROFILE \
-	"WITH a AS MATERIALIZED (SELECT * FROM kavach.agent WHERE agent_id = $1)" \
-	"SELECT 1 AS part, user_id, tenant_id, status_reason, NULL, NULL, status = 'revoked' AS flag," \
-	"       NULL::bigint AS number, NULL::bigint, NULL::boolean, expires_at, NULL::text[], NULL::jsonb" \
-	"  FROM a" \
-	" UNION ALL " \
-	"SELECT 2, resource, NULL, NULL, NULL, NULL, NULL, permission_id, NULL, NULL, NULL, actions, constraints" \
-	"  FROM kavach.permission WHERE agent_id = $1" \
-	" UNION ALL " \
-	LIMITS_OF("a CROSS JOIN LATERAL (VALUES %2$s)") \
-	" ORDER BY part, number"
-
-static Statement find_profile = {
-	.nargs = 1,
-	.argtypes = {TEXTOID},
+/* What parts are read from. */
+enum
+{
+	AGENT_ID,
+	AGENT_USER_ID,
+	AGENT_TENANT_ID,
+	AGENT_STATUS,
+	AGENT_STATUS_REASON,
+	AGENT_EXPIRES_AT
 };
 
-/* An id for each scope that has any. */
-static Statement find_limits = {
-	.nargs = SCOPE_ALL,
-	.argtypes = {TEXTOID, TEXTOID, TEXTOID},
+static Finder find_agent = {
+	.table = "kavach.agent",
+	.nkeys = 1,
+	.ncolumns = 6,
+	.columns = {
+		{"agent_id", TEXTOID},
+		{"user_id", TEXTOID},
+		{"tenant_id", TEXTOID},
+		{"status", TEXTOID},
+		{"status_reason", TEXTOID},
+		{"expires_at", TIMESTAMPTZOID},
+	},
+};
+
+enum
+{
+	PERMISSION_AGENT_ID,
+	PERMISSION_ID,
+	PERMISSION_RESOURCE,
+	PERMISSION_ACTIONS,
+	PERMISSION_CONSTRAINTS
+};
+
+static Finder find_permissions = {
+	.table = "kavach.permission",
+	.nkeys = 1,
+	.ncolumns = 5,
+	.columns = {
+		{"agent_id", TEXTOID},
+		{"permission_id", INT8OID},
+		{"resource", TEXTOID},
+		{"actions", TEXTARRAYOID},
+		{"constraints", JSONBOID},
+	},
+};
+
+enum
+{
+	POLICY_SCOPE,
+	POLICY_SUBJECT,
+	POLICY_ID,
+	POLICY_EACH,
+	POLICY_ACTION,
+	POLICY_ENABLED
+};
+
+static Finder find_policies = {
+	.table = "kavach.budget_policy",
+	.nkeys = 2,
+	.ncolumns = 6,
+	.columns = {
+		{"scope", TEXTOID},
+		{"subject", TEXTOID},
+		{"policy_id", TEXTOID},
+		{"each", BOOLOID},
+		{"action", TEXTOID},
+		{"enabled", BOOLOID},
+	},
+};
+
+enum
+{
+	LIMIT_POLICY_ID,
+	LIMIT_MEASURE,
+	LIMIT_PERIOD,
+	LIMIT_AMOUNT
+};
+
+static Finder find_limits = {
+	.table = "kavach.budget_limit",
+	.nkeys = 1,
+	.ncolumns = 4,
+	.columns = {
+		{"policy_id", TEXTOID},
+		{"measure", TEXTOID},
+		{"period", TEXTOID},
+		{"amount", INT8OID},
+	},
+};
+
+enum
+{
+	BASELINE_SUBJECT,
+	BASELINE_POLICY_ID,
+	BASELINE_MEASURE,
+	BASELINE_PERIOD,
+	BASELINE_START,
+	BASELINE_USAGE
+};
+
+static Finder find_baselines = {
+	.table = "kavach.budget_baseline",
+	.nkeys = 1,
+	.ncolumns = 6,
+	.columns = {
+		{"subject", TEXTOID},
+		{"policy_id", TEXTOID},
+		{"measure", TEXTOID},
+		{"period", TEXTOID},
+		{"period_start", TIMESTAMPTZOID},
+		{"usage", INT8OID},
+	},
 };
 
 static Statement revoke_agent = {
@@ -158,153 +213,122 @@ static Statement revoke_agent = {
 	.argtypes = {TEXTOID, TEXTOID, TIMESTAMPTZOID},
 };
 
-/* Whose parts make up a profile: one at most of each scope. */
-typedef struct Ids
-{
-	const char *of[NUM_SCOPES];
-} Ids;
-
-/* ---- the statements, from the table of scopes ---- */
-
-static char *
-list_scopes(void)
-{
-	StringInfoData list;
-
-	initStringInfo(&list);
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		appendStringInfo(&list, "%s('%s')", scope == 0 ? "" : ", ", scopes[scope].name);
-	return list.data;
-}
-
-/* Those with ids: these are columns of "a", or parameters. */
-static char *
-list_subjects(bool columns)
-{
-	StringInfoData list;
-
-	initStringInfo(&list);
-	for (int scope = 0; scope < SCOPE_ALL; scope++)
-	{
-		appendStringInfo(&list, "%s('%s', ", scope == 0 ? "" : ", ", scopes[scope].name);
-		if (columns)
-			appendStringInfo(&list, "a.%s)", scopes[scope].column);
-		else
-			appendStringInfo(&list, "$%d)", scope + 1);
-	}
-	return list.data;
-}
-
-static Statement *
-profile_statement(void)
-{
-	if (find_profile.sql == NULL)
-		find_profile.sql = MemoryContextStrdup(TopMemoryContext,
-											   psprintf(PROFILE, list_scopes(), list_subjects(true)));
-	return &find_profile;
-}
-
-static Statement *
-limits_statement(void)
-{
-	if (find_limits.sql == NULL)
-		find_limits.sql = MemoryContextStrdup(TopMemoryContext,
-											  psprintf(LIMITS_OF("(VALUES %2$s)"), list_scopes(), list_subjects(false)));
-	return &find_limits;
-}
-
 /* ---- reading parts from the tables ---- */
 
-static int
-part_of(uint64 row)
-{
-	bool		isnull;
-
-	return DatumGetInt32(query_datum(row, 1, &isnull));
-}
-
-/* In whose part a limit, or what was forgiven, is: its subject's, or everybody's. */
-static ScopeKind
-scope_of(uint64 row)
-{
-	bool		isnull;
-
-	return DatumGetBool(query_datum(row, 7, &isnull)) ? SCOPE_ALL : scope_named(query_text(row, 3));
-}
-
+/* policies: by the search that has found the limit's */
 static void
-read_limit(Flat *flat, uint32 at, uint64 row)
+read_limit(Flat *flat, uint32 at, const FoundRow *row, const List *policies)
 {
+	const FoundRow *policy = list_nth(policies, row->search);
 	PartLimit  *limit = FLAT_AT(flat, PartLimit, at);
-	bool		isnull;
 
-	limit->scope = scope_named(query_text(row, 3));
-	limit->action = action_named(query_text(row, 4));
-	limit->measure = measure_named(query_text(row, 5));
-	limit->period = period_named(query_text(row, 6));
-	limit->amount = query_int64(row, 8).value;
-	limit->each = DatumGetBool(query_datum(row, 10, &isnull));
-	flat_string(flat, FLAT_MEMBER(PartLimit, policy_id, at), query_text(row, 2));
+	limit->scope = scope_named(found_text(policy, POLICY_SCOPE));
+	limit->each = DatumGetBool(policy->values[POLICY_EACH]);
+	limit->action = action_named(found_text(policy, POLICY_ACTION));
+	limit->measure = measure_named(found_text(row, LIMIT_MEASURE));
+	limit->period = period_named(found_text(row, LIMIT_PERIOD));
+	limit->amount = DatumGetInt64(row->values[LIMIT_AMOUNT]);
+	flat_string(flat, FLAT_MEMBER(PartLimit, policy_id, at), found_text(row, LIMIT_POLICY_ID));
 }
 
 static void
-read_baseline(Flat *flat, uint32 at, uint64 row)
+read_baseline(Flat *flat, uint32 at, const FoundRow *row, const List *nothing)
 {
 	PartBaseline *baseline = FLAT_AT(flat, PartBaseline, at);
-	bool		isnull;
 
-	baseline->measure = measure_named(query_text(row, 5));
-	baseline->period = period_named(query_text(row, 6));
-	baseline->usage = query_int64(row, 9).value;
-	baseline->start = DatumGetTimestampTz(query_datum(row, 11, &isnull));
-	flat_string(flat, FLAT_MEMBER(PartBaseline, policy_id, at), query_text(row, 2));
+	baseline->measure = measure_named(found_text(row, BASELINE_MEASURE));
+	baseline->period = period_named(found_text(row, BASELINE_PERIOD));
+	baseline->usage = DatumGetInt64(row->values[BASELINE_USAGE]);
+	baseline->start = DatumGetTimestampTz(row->values[BASELINE_START]);
+	flat_string(flat, FLAT_MEMBER(PartBaseline, policy_id, at), found_text(row, BASELINE_POLICY_ID));
 }
 
-/* An array of what rows of a kind hold for a scope; returns how many there are. */
-static int
-read_array(Flat *flat, uint32 pointer, Size size, int kind, ScopeKind scope, uint64 nrows,
-		   void (*read) (Flat *flat, uint32 at, uint64 row))
-{
-	int			count = 0;
-	uint32		array;
-
-	for (uint64 row = 0; row < nrows; row++)
-		if (part_of(row) == kind && scope_of(row) == scope)
-			count++;
-	if (count == 0)
-		return 0;
-	array = flat_array(flat, pointer, size * count);
-	count = 0;
-	for (uint64 row = 0; row < nrows; row++)
-		if (part_of(row) == kind && scope_of(row) == scope)
-			read(flat, array + size * count++, row);
-	return count;
-}
-
-/* What is known of a subject, in a part that is there already. */
+/* An array of what rows hold, where there are any. */
 static void
-read_part(Flat *flat, ScopeKind scope, const char *id, uint64 nrows)
+read_array(Flat *flat, uint32 pointer, Size size, const List *rows, const List *others,
+		   void (*read) (Flat *flat, uint32 at, const FoundRow *row, const List *others))
 {
-	int			nlimits;
-	int			nbaselines;
+	ListCell   *cell;
+	uint32		at;
+
+	if (rows == NIL)
+		return;
+	at = flat_array(flat, pointer, size * list_length(rows));
+	foreach(cell, rows)
+	{
+		read(flat, at, lfirst(cell), others);
+		at += size;
+	}
+}
+
+/* The policies that name a subject; of all: those that name nobody. */
+static List *
+policies_of(ScopeKind scope, const char *id)
+{
+	FindKeys	searches[NUM_SCOPES];
+	int			nsearches = 0;
+	List	   *policies = NIL;
+	ListCell   *cell;
+
+	for (int i = 0; i < NUM_SCOPES; i++)
+	{
+		if (scope != SCOPE_ALL && i != (int) scope)
+			continue;
+		searches[nsearches].values[0] = scopes[i].name;
+		searches[nsearches++].values[1] = id;
+	}
+	foreach(cell, find_rows(&find_policies, searches, nsearches))
+	{
+		const FoundRow *policy = lfirst(cell);
+
+		if (DatumGetBool(policy->values[POLICY_ENABLED]))
+			policies = lappend(policies, lfirst(cell));
+	}
+	return policies;
+}
+
+static List *
+limits_of(const List *policies)
+{
+	int			npolicies = list_length(policies);
+	FindKeys   *searches;
+
+	if (npolicies == 0)
+		return NIL;
+	searches = palloc(sizeof(FindKeys) * npolicies);
+	for (int i = 0; i < npolicies; i++)
+		searches[i].values[0] = found_text(list_nth(policies, i), POLICY_ID);
+	return find_rows(&find_limits, searches, npolicies);
+}
+
+/*
+ * What is known of a subject, into a part that is there already.  What was
+ * forgiven others who have its id does no harm: their policies are not here.
+ */
+static void
+read_part(Flat *flat, ScopeKind scope, const char *id)
+{
+	FindKeys	subject = {{id}};
+	List	   *policies = policies_of(scope, id);
+	List	   *limits = limits_of(policies);
+	List	   *baselines = find_rows(&find_baselines, &subject, 1);
 
 	flat_string(flat, FLAT_MEMBER(Part, id, 0), id);
-	nlimits = read_array(flat, FLAT_MEMBER(Part, limits, 0), sizeof(PartLimit), 3, scope, nrows, read_limit);
-	nbaselines = read_array(flat, FLAT_MEMBER(Part, baselines, 0), sizeof(PartBaseline), 4, scope, nrows, read_baseline);
-	FLAT_AT(flat, Part, 0)->nlimits = nlimits;
-	FLAT_AT(flat, Part, 0)->nbaselines = nbaselines;
+	read_array(flat, FLAT_MEMBER(Part, limits, 0), sizeof(PartLimit), limits, policies, read_limit);
+	read_array(flat, FLAT_MEMBER(Part, baselines, 0), sizeof(PartBaseline), baselines, NIL, read_baseline);
+	FLAT_AT(flat, Part, 0)->nlimits = list_length(limits);
+	FLAT_AT(flat, Part, 0)->nbaselines = list_length(baselines);
 }
 
 static void
-read_actions(Flat *flat, uint32 at, uint64 row)
+read_actions(Flat *flat, uint32 at, const FoundRow *row)
 {
 	Datum	   *elements;
 	bool	   *nulls;
 	int			count;
 	uint32		array;
-	bool		isnull;
 
-	deconstruct_array(DatumGetArrayTypeP(query_datum(row, 12, &isnull)), TEXTOID, -1, false, TYPALIGN_INT,
+	deconstruct_array(DatumGetArrayTypeP(row->values[PERMISSION_ACTIONS]), TEXTOID, -1, false, TYPALIGN_INT,
 					  &elements, &nulls, &count);
 	for (int i = 0; i < count; i++)
 		if (nulls[i])
@@ -316,38 +340,59 @@ read_actions(Flat *flat, uint32 at, uint64 row)
 }
 
 static void
-read_permission(Flat *flat, uint32 at, uint64 row)
+read_permission(Flat *flat, uint32 at, const FoundRow *row, const List *nothing)
 {
-	bool		isnull;
-
-	FLAT_AT(flat, Permission, at)->permission_id = query_int64(row, 8).value;
-	flat_string(flat, FLAT_MEMBER(Permission, resource, at), query_text(row, 2));
+	FLAT_AT(flat, Permission, at)->permission_id = DatumGetInt64(row->values[PERMISSION_ID]);
+	flat_string(flat, FLAT_MEMBER(Permission, resource, at), found_text(row, PERMISSION_RESOURCE));
 	read_actions(flat, at, row);
-	constraint_compile(flat, FLAT_MEMBER(Permission, constraints, at), DatumGetJsonbP(query_datum(row, 13, &isnull)));
+	constraint_compile(flat, FLAT_MEMBER(Permission, constraints, at),
+					   DatumGetJsonbP(row->values[PERMISSION_CONSTRAINTS]));
+}
+
+static int
+compare_permissions(const ListCell *a, const ListCell *b)
+{
+	int64		first = DatumGetInt64(((FoundRow *) lfirst(a))->values[PERMISSION_ID]);
+	int64		second = DatumGetInt64(((FoundRow *) lfirst(b))->values[PERMISSION_ID]);
+
+	return first < second ? -1 : first > second;
 }
 
 static void
-read_agent(Flat *flat, const Ids *ids, uint64 nrows)
+read_permissions(Flat *flat, const char *agent_id)
 {
-	Agent	   *agent = &FLAT_AT(flat, AgentPart, 0)->agent;
-	uint64		npermissions = 0;
-	uint32		array;
-	bool		isnull;
+	FindKeys	agent = {{agent_id}};
+	List	   *permissions = find_rows(&find_permissions, &agent, 1);
 
-	agent->revoked = DatumGetBool(query_datum(0, 7, &isnull));
-	agent->expires_at = DatumGetTimestampTz(query_datum(0, 11, &isnull));
-	agent->expires = !isnull;
-	flat_string(flat, FLAT_MEMBER(AgentPart, agent.agent_id, 0), ids->of[SCOPE_AGENT]);
-	flat_string(flat, FLAT_MEMBER(AgentPart, agent.user_id, 0), ids->of[SCOPE_USER]);
-	flat_string(flat, FLAT_MEMBER(AgentPart, agent.tenant_id, 0), ids->of[SCOPE_TENANT]);
-	flat_string(flat, FLAT_MEMBER(AgentPart, agent.status_reason, 0), query_text(0, 4));
+	list_sort(permissions, compare_permissions);
+	read_array(flat, FLAT_MEMBER(AgentPart, permissions, 0), sizeof(Permission), permissions, NIL, read_permission);
+	FLAT_AT(flat, AgentPart, 0)->npermissions = list_length(permissions);
+}
 
-	while (npermissions + 1 < nrows && part_of(npermissions + 1) == 2)
-		npermissions++;
-	array = flat_array(flat, FLAT_MEMBER(AgentPart, permissions, 0), sizeof(Permission) * npermissions);
-	FLAT_AT(flat, AgentPart, 0)->npermissions = (int) npermissions;
-	for (uint64 i = 0; i < npermissions; i++)
-		read_permission(flat, array + sizeof(Permission) * i, i + 1);
+/* What is known of an agent; false where there is none of that id. */
+static bool
+read_agent(Flat *flat, const char *agent_id)
+{
+	FindKeys	agent_key = {{agent_id}};
+	List	   *agents = find_rows(&find_agent, &agent_key, 1);
+	const FoundRow *row;
+	Agent	   *agent;
+
+	if (agents == NIL)
+		return false;
+	row = linitial(agents);
+	flat_reserve(flat, sizeof(AgentPart));
+	agent = &FLAT_AT(flat, AgentPart, 0)->agent;
+	agent->revoked = same_text(found_text(row, AGENT_STATUS), "revoked");
+	agent->expires_at = DatumGetTimestampTz(row->values[AGENT_EXPIRES_AT]);
+	agent->expires = !row->isnull[AGENT_EXPIRES_AT];
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.agent_id, 0), agent_id);
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.user_id, 0), found_text(row, AGENT_USER_ID));
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.tenant_id, 0), found_text(row, AGENT_TENANT_ID));
+	flat_string(flat, FLAT_MEMBER(AgentPart, agent.status_reason, 0), found_text(row, AGENT_STATUS_REASON));
+	read_permissions(flat, agent_id);
+	read_part(flat, SCOPE_AGENT, agent_id);
+	return true;
 }
 
 /* ---- the parts of a call, from the cache or the tables ---- */
@@ -355,10 +400,13 @@ read_agent(Flat *flat, const Ids *ids, uint64 nrows)
 /* By ScopeKind. */
 typedef struct Lookup
 {
-	bool		known[NUM_SCOPES];	/* of whom that part is: there is a key */
+	bool		limits_only;	/* of the agent's part */
+	bool		any_read;		/* not all was in the cache */
+	bool		wanted[NUM_SCOPES];
 	CacheKey	keys[NUM_SCOPES];
 	uint64		stamps[NUM_SCOPES];
 	Part	   *parts[NUM_SCOPES];	/* NULL for none */
+	CacheRoom	room;
 } Lookup;
 
 /* Whether this transaction may use the cache, and fill it. */
@@ -368,154 +416,198 @@ may_cache(void)
 	return cache_is_there() && !change_noted() && !RecoveryInProgress();
 }
 
-/* Copies the part of a subject out of the cache, if it is there. */
 static void
-copy_part(Lookup *lookup, CacheRoom *room, ScopeKind scope, const char *id)
+want_part(Lookup *lookup, ScopeKind scope, const char *id)
 {
 	CacheKey   *key = &lookup->keys[scope];
 
+	lookup->wanted[scope] = true;
 	key->hash = subject_hash(scope, id);
 	key->ledger = ledger_oid();
 	key->scope = scope;
 	key->id = id;
-	lookup->known[scope] = true;
-	lookup->parts[scope] = cache_read(key, room, &lookup->stamps[scope]);
 }
 
-/* Whether all that was asked for is there, and as it is now: all of it at one moment, see change.c. */
-static bool
-is_good(const Lookup *lookup)
-{
-	bool		good = true;
-
-	for (int scope = 0; scope < NUM_SCOPES && good; scope++)
-		good = !lookup->known[scope] ||
-			(lookup->parts[scope] != NULL &&
-			 lookup->stamps[scope] == change_generation(lookup->keys[scope].hash));
-	cache_count(lookup->keys[SCOPE_AGENT].hash, good);
-	return good;
-}
-
-static bool
-copy_profile(Lookup *lookup, const char *agent_id)
-{
-	CacheRoom	room = cache_room();
-	AgentPart  *part;
-
-	copy_part(lookup, &room, SCOPE_AGENT, agent_id);
-	copy_part(lookup, &room, SCOPE_ALL, NULL);
-	part = (AgentPart *) lookup->parts[SCOPE_AGENT];
-	if (part != NULL)
-	{
-		copy_part(lookup, &room, SCOPE_USER, part->agent.user_id);
-		if (part->agent.tenant_id != NULL)
-			copy_part(lookup, &room, SCOPE_TENANT, part->agent.tenant_id);
-	}
-	return is_good(lookup);
-}
-
-static bool
-copy_limits(Lookup *lookup, const Ids *ids)
-{
-	CacheRoom	room = cache_room();
-
-	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (scope == SCOPE_ALL || ids->of[scope] != NULL)
-			copy_part(lookup, &room, scope, ids->of[scope]);
-	return is_good(lookup);
-}
-
-/* Before the snapshot of what is read: the generations that it is to be cached with. */
 static void
-read_generations(Lookup *lookup)
+unwant_part(Lookup *lookup, ScopeKind scope)
+{
+	lookup->wanted[scope] = false;
+	lookup->parts[scope] = NULL;
+}
+
+/* Whose parts it takes besides the agent's, as that says. */
+static void
+want_others(Lookup *lookup)
+{
+	const Agent *agent = &((AgentPart *) lookup->parts[SCOPE_AGENT])->agent;
+
+	want_part(lookup, SCOPE_ALL, NULL);
+	want_part(lookup, SCOPE_USER, agent->user_id);
+	if (agent->tenant_id != NULL)
+		want_part(lookup, SCOPE_TENANT, agent->tenant_id);
+	else
+		unwant_part(lookup, SCOPE_TENANT);
+}
+
+/* Copies parts that are wanted out of the cache, if they are there. */
+static void
+copy_parts(Lookup *lookup, ScopeKind first)
+{
+	for (int scope = first; scope < NUM_SCOPES; scope++)
+		if (lookup->wanted[scope])
+			lookup->parts[scope] = cache_read(&lookup->keys[scope], &lookup->room, &lookup->stamps[scope]);
+}
+
+/* Whether a part is there, and as it is now. */
+static bool
+is_good(const Lookup *lookup, ScopeKind scope)
+{
+	return lookup->parts[scope] != NULL &&
+		lookup->stamps[scope] == change_generation(lookup->keys[scope].hash) &&
+		!change_under_way(lookup->stamps[scope]);
+}
+
+/* Whether all that are wanted are: all of them at one moment, see change.c. */
+static bool
+are_good(const Lookup *lookup)
 {
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		if (lookup->known[scope])
-			lookup->stamps[scope] = change_generation(lookup->keys[scope].hash);
-	pg_read_barrier();
+		if (lookup->wanted[scope] && !is_good(lookup, scope))
+			return false;
+	return true;
 }
 
 /*
- * Takes a part that was read, and caches it where it is known what it is to be
- * cached with: a user that was not known before is when it is looked up next.
+ * Reads a part in the snapshot of find_begin; of an agent that is not there,
+ * nothing.  Returns whether it is one to be cached.
+ */
+static bool
+read_wanted(Lookup *lookup, ScopeKind scope, Flat *flat)
+{
+	const char *id = lookup->keys[scope].id;
+	bool		whole = scope == SCOPE_AGENT && !lookup->limits_only;
+
+	flat_init(flat);
+	if (!whole)
+	{
+		flat_reserve(flat, sizeof(Part));
+		read_part(flat, scope, id);
+	}
+	else if (!read_agent(flat, id))
+		return false;
+	return whole || scope != SCOPE_AGENT;
+}
+
+static void
+take_part(Lookup *lookup, ScopeKind scope, Flat *flat)
+{
+	lookup->parts[scope] = flat->bytes.len == 0 ? NULL :
+		flat_resolve(flat->bytes.data, (uint32 *) flat->pointers.data, flat_npointers(flat));
+}
+
+/*
+ * Reads those parts that are not good, and caches them, unless somebody is just
+ * changing them.  Their generations are from before the snapshot.
  */
 static void
-take_part(Lookup *lookup, ScopeKind scope, const char *id, Flat *flat)
+fill_parts(Lookup *lookup)
 {
-	if (lookup->known[scope] && same_text(lookup->keys[scope].id, id) &&
-		!change_under_way(lookup->stamps[scope]))
-		cache_write(&lookup->keys[scope], lookup->stamps[scope], flat);
-	lookup->parts[scope] = flat_resolve(flat->bytes.data, (uint32 *) flat->pointers.data, flat_npointers(flat));
-}
+	bool		lacking[NUM_SCOPES];
+	Flat		flat;
 
-/* Takes the parts of a subject, but for what is there already, from the rows of a query. */
-static void
-take_parts(Lookup *lookup, const Ids *ids, ScopeKind first, uint64 nrows)
-{
-	for (int scope = first; scope < NUM_SCOPES; scope++)
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
 	{
-		Flat		flat;
-
-		lookup->parts[scope] = NULL;
-		if (scope != SCOPE_ALL && ids->of[scope] == NULL)
+		lacking[scope] = lookup->wanted[scope] && !is_good(lookup, scope);
+		if (lacking[scope])
+			lookup->stamps[scope] = change_generation(lookup->keys[scope].hash);
+	}
+	pg_read_barrier();
+	find_begin();
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
+	{
+		if (!lacking[scope])
 			continue;
-		flat_init(&flat);
-		flat_reserve(&flat, sizeof(Part));
-		read_part(&flat, scope, ids->of[scope], nrows);
-		take_part(lookup, scope, ids->of[scope], &flat);
+		if (read_wanted(lookup, scope, &flat) && !change_under_way(lookup->stamps[scope]))
+			cache_write(&lookup->keys[scope], lookup->stamps[scope], &flat);
+		take_part(lookup, scope, &flat);
 	}
+	find_end();
+	lookup->any_read = true;
 }
 
-/* Reads the parts of a profile; false where there is no such agent. */
+/* Has what is wanted there, as it was at one moment.  Returns false where it was changed meanwhile. */
 static bool
-read_profile(Lookup *lookup, const char *agent_id)
+complete(Lookup *lookup)
 {
-	OwnerRights owner;
-	Datum		values[] = {CStringGetTextDatum(agent_id)};
-	uint64		nrows;
-	bool		found;
-
-	read_generations(lookup);
-	query_begin(&owner);
-	query_avoid_scans();
-	nrows = query_select(profile_statement(), values, NULL);
-	found = nrows > 0 && part_of(0) == 1;
-	if (found)
-	{
-		Ids			ids = {{agent_id, query_text(0, 2), query_text(0, 3), NULL}};
-		Flat		flat;
-
-		flat_init(&flat);
-		flat_reserve(&flat, sizeof(AgentPart));
-		read_part(&flat, SCOPE_AGENT, agent_id, nrows);
-		read_agent(&flat, &ids, nrows);
-		take_part(lookup, SCOPE_AGENT, agent_id, &flat);
-		take_parts(lookup, &ids, SCOPE_USER, nrows);
-	}
-	query_end(&owner);
-	return found;
+	if (are_good(lookup))
+		return true;
+	fill_parts(lookup);
+	return are_good(lookup);
 }
 
-/* Reads the limits of a subject. */
-static void
-read_limits(Lookup *lookup, const Ids *ids)
+/* The agent's part first, which says whose the others are. */
+static bool
+complete_profile(Lookup *lookup)
 {
-	OwnerRights owner;
-	Datum		values[SCOPE_ALL];
-	char		nulls[SCOPE_ALL];
-	bool		isnull;
+	const Part *agent;
 
-	for (int i = 0; i < SCOPE_ALL; i++)
+	copy_parts(lookup, SCOPE_AGENT);
+	if (!complete(lookup))
+		return lookup->parts[SCOPE_AGENT] == NULL;	/* it is known that there is none */
+	agent = lookup->parts[SCOPE_AGENT];
+	want_others(lookup);
+	copy_parts(lookup, SCOPE_USER);
+	/* if it had to be read again, it may be others' by now */
+	return complete(lookup) && lookup->parts[SCOPE_AGENT] == agent;
+}
+
+static bool
+complete_limits(Lookup *lookup)
+{
+	copy_parts(lookup, SCOPE_AGENT);
+	return complete(lookup);
+}
+
+/* Looks all of it up, in the cache what is there.  Returns false where it was changed meanwhile. */
+static bool
+gather(Lookup *lookup)
+{
+	bool		gathered;
+
+	lookup->room = cache_room();
+	gathered = lookup->limits_only ? complete_limits(lookup) : complete_profile(lookup);
+	cache_count(lookup->keys[SCOPE_AGENT].hash, !lookup->any_read);
+	return gathered;
+}
+
+/* Reads all of it in one snapshot, past the cache. */
+static void
+read_all(Lookup *lookup)
+{
+	Flat		flat;
+
+	find_begin();
+	for (int scope = 0; scope < NUM_SCOPES; scope++)
 	{
-		values[i] = text_or_null(ids->of[i], &isnull);
-		nulls[i] = isnull ? 'n' : ' ';
+		if (!lookup->wanted[scope])
+			continue;
+		(void) read_wanted(lookup, scope, &flat);
+		take_part(lookup, scope, &flat);
+		if (scope != SCOPE_AGENT || lookup->limits_only)
+			continue;
+		if (lookup->parts[SCOPE_AGENT] == NULL)
+			break;
+		want_others(lookup);
 	}
-	lookup->known[SCOPE_AGENT] = false; /* its part is more than that */
-	read_generations(lookup);
-	query_begin(&owner);
-	query_avoid_scans();
-	take_parts(lookup, ids, SCOPE_AGENT, query_select(limits_statement(), values, nulls));
-	query_end(&owner);
+	find_end();
+}
+
+/* All that is wanted, as it is at one moment. */
+static void
+look_up(Lookup *lookup)
+{
+	if (!(may_cache() && gather(lookup)))
+		read_all(lookup);
 }
 
 /* ---- what binds a call ---- */
@@ -599,10 +691,11 @@ catalog_profile(const char *agent_id)
 	Profile    *profile;
 	AgentPart  *part;
 
-	if (!(may_cache() && copy_profile(&lookup, agent_id)) &&
-		!read_profile(&lookup, agent_id))
-		return NULL;
+	want_part(&lookup, SCOPE_AGENT, agent_id);
+	look_up(&lookup);
 	part = (AgentPart *) lookup.parts[SCOPE_AGENT];
+	if (part == NULL)
+		return NULL;
 	profile = palloc(sizeof(Profile));
 	profile->agent = part->agent;
 	profile->permissions = part->permissions;
@@ -612,20 +705,17 @@ catalog_profile(const char *agent_id)
 }
 
 /*
- * The limits that bind a subject other than an agent with its present owner:
- * a settlement charges the owner of then.
+ * The limits that bind subjects other than an agent with its present owner: a
+ * settlement charges the owner of then.  All agents are among them.
  */
 BudgetLimit *
 catalog_limits(const SubjectList *subjects, int *count)
 {
-	Lookup		lookup = {0};
-
-	Ids			ids = {{NULL}};
+	Lookup		lookup = {.limits_only = true};
 
 	for (int i = 0; i < subjects->count; i++)
-		ids.of[subjects->subjects[i].scope] = subjects->subjects[i].id;
-	if (!(may_cache() && copy_limits(&lookup, &ids)))
-		read_limits(&lookup, &ids);
+		want_part(&lookup, subjects->subjects[i].scope, subjects->subjects[i].id);
+	look_up(&lookup);
 	return join_limits(lookup.parts, count);
 }
 

@@ -31,6 +31,7 @@
 #include "lib/ilist.h"
 #include "utils/memutils.h"
 
+#include "ledger/batch.h"
 #include "memory/load.h"
 #include "server/clock.h"
 #include "server/lock.h"
@@ -762,9 +763,18 @@ settle_rate(OwnCharge *charge, bool commit)
 	counter_unpin(charge->entry, charge->slots);
 }
 
+/* The number that rows of this transaction have at most. */
+static int64
+last_own_batch(const CounterEntry *entry)
+{
+	return batch_current(entry->key.ledger);
+}
+
 static void
 settle_windows(OwnCharge *charge, bool commit)
 {
+	if (commit)
+		counter_note_rows(charge->entry, last_own_batch(charge->entry));
 	for (int slot = 0; slot < NUM_SLOTS; slot++)
 	{
 		Window	   *window = &charge->entry->windows.slots[slot];
@@ -851,6 +861,7 @@ doubt_windows(void)
 		WindowPlace place;
 
 		held = switch_partition(held, PARTITION_BIT(refund->hash));
+		counter_note_rows(refund->first, last_own_batch(refund->first));
 		if (counter_find_window(refund->first, refund->period, refund->start, &place))
 			counter_doubt(place);
 	}

@@ -31,6 +31,16 @@
  * whenever a window is read from the ledger (load.c), no open transaction holds a
  * row for it: a load counts every row once.
  *
+ * What memory does not know of: an entry knows the last batch (batch.c) that rows
+ * may be in which calls have written since it is there, and when it goes, that is
+ * noted for those of the same hash.  So whoever reads a window that is not here
+ * need not look at rows of later batches, but for those that no call has written.
+ * That is noted at the end of each transaction that has charged the subject, while
+ * the entry is pinned, with the number that is current by then: none of its rows
+ * has a later one.  Who has read the rows before that has them pinned himself, or
+ * finds them loaded; and what refunds went to, and was not here, is noted before
+ * it is doubted, under the same lock (charge.c).
+ *
  * Eviction goes round the partitions, by a hand that remembers where it stood,
  * and round the entries of each, oldest first: one that was pinned since the
  * hand came by last is spared once.
@@ -60,6 +70,10 @@
 
 #define MAX_SPARES	255
 
+/* Entries that have gone are told apart by so many hashes, each within a partition. */
+#define NUM_TRACES			4096
+#define TRACE_OF(hash)		((hash) % NUM_TRACES)
+
 typedef struct CounterShared
 {
 	pg_atomic_uint64 loads;
@@ -67,6 +81,9 @@ typedef struct CounterShared
 	pg_atomic_uint64 refusals;
 	pg_atomic_uint32 hand;		/* the partition that eviction looks at next */
 	dlist_head	partitions[NUM_PARTITIONS]; /* of their entries */
+	int64		traces[NUM_TRACES]; /* the last batch that rows of subjects
+									 * whose entries have gone may be in;
+									 * under the partition's lock */
 } CounterShared;
 
 static int	max_counters = 131072;
@@ -77,6 +94,7 @@ static LWLockPadded *partition_locks = NULL;
 
 StaticAssertDecl(sizeof(CounterKey) == 48, "a key has no padding");
 StaticAssertDecl(NUM_SLOTS <= 8, "a slot has a bit in a byte");
+StaticAssertDecl(NUM_TRACES % NUM_PARTITIONS == 0, "a trace is of one partition");
 StaticAssertDecl(RATE_RING >= RATE_WINDOWS, "the ring holds all windows of a rate");
 StaticAssertDecl((RATE_RING & (RATE_RING - 1)) == 0, "a window's place in the ring is its last bits");
 
@@ -130,6 +148,7 @@ counter_shmem_startup(void)
 		pg_atomic_init_u32(&shared->hand, 0);
 		for (int i = 0; i < NUM_PARTITIONS; i++)
 			dlist_init(&shared->partitions[i]);
+		memset(shared->traces, 0, sizeof(shared->traces));
 	}
 	info.keysize = sizeof(CounterKey);
 	info.entrysize = sizeof(CounterEntry);
@@ -283,6 +302,12 @@ counter_enter(const CounterKey *key, uint32 hash)
 	return entry;
 }
 
+bool
+counter_is_rate(const CounterEntry *entry)
+{
+	return entry->key.scope == SCOPE_PERMISSION;
+}
+
 static CounterEntry *
 find_spare(CounterEntry *first, int spare)
 {
@@ -307,21 +332,26 @@ count_spares(const CounterKey *gone)
 		first->windows.spares--;
 }
 
+/* Remembers up to which batch the ledger may have rows of an entry that goes.  Its first one knows of a spare one's. */
+static void
+leave_trace(const CounterEntry *entry)
+{
+	int64	   *trace = &shared->traces[TRACE_OF(counter_hash(&entry->key))];
+
+	if (!counter_is_rate(entry) && entry->key.spare == 0)
+		*trace = Max(*trace, entry->windows.last_batch);
+}
+
 static void
 leave(CounterEntry *entry)
 {
 	CounterKey	key = entry->key;
 
+	leave_trace(entry);
 	dlist_delete(&entry->node);
 	hash_search(entries, &key, HASH_REMOVE, NULL);
 	if (key.spare > 0)
 		count_spares(&key);
-}
-
-bool
-counter_is_rate(const CounterEntry *entry)
-{
-	return entry->key.scope == SCOPE_PERMISSION;
 }
 
 /* Whether an entry that nobody has pinned can be removed. */
@@ -561,6 +591,24 @@ counter_unpin(CounterEntry *entry, int slots)
 		if (slots & SLOT_BIT(slot))
 			entry->windows.users[slot]--;
 	counter_tidy(entry);
+}
+
+/* ---- what memory does not know of; the partition's lock is held ---- */
+
+/* A call's rows of a subject are in batches up to one.  After a commit, too. */
+void
+counter_note_rows(CounterEntry *first, int64 batch)
+{
+	first->windows.last_batch = Max(first->windows.last_batch, batch);
+}
+
+/* The last batch that calls may have written rows of a subject in which are not in memory; first: NULL if it has no entry. */
+int64
+counter_last_batch(const CounterEntry *first, uint32 hash)
+{
+	int64		trace = shared->traces[TRACE_OF(hash)];
+
+	return first ? Max(trace, first->windows.last_batch) : trace;
 }
 
 void

@@ -52,6 +52,7 @@ typedef struct SubjectWindows
 {
 	TimestampTz newest_row;		/* no row that was loaded counts later */
 	TimestampTz newest_charge;	/* nor a charge since */
+	int64		last_batch;		/* that rows of calls since then may be in */
 	Window		slots[NUM_SLOTS];
 	int32		users[NUM_SLOTS];	/* pins of each */
 	uint8		loaded;			/* slots whose "used" is the ledger's sum */
@@ -127,6 +128,8 @@ extern void counter_install(WindowPlace place, const Usage *usage);
 extern void counter_doubt(WindowPlace place);
 extern void counter_tidy(CounterEntry *entry);
 extern void counter_unpin(CounterEntry *entry, int slots);
+extern void counter_note_rows(CounterEntry *first, int64 batch);
+extern int64 counter_last_batch(const CounterEntry *first, uint32 hash);
 extern void counter_note_load(void);
 
 extern CounterStats counter_stats(void);

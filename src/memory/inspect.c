@@ -11,6 +11,7 @@
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
 
+#include "ledger/batch.h"
 #include "memory/charge.h"
 #include "memory/counter.h"
 #include "memory/peek.h"
@@ -40,6 +41,7 @@ kavach_reload_counters_checked(PG_FUNCTION_ARGS)
 				 errmsg("kavach_reload_counters() cannot run in a transaction that has called kavach"),
 				 errhint("Commit first.")));
 	LockRelationOid(ledger, ShareRowExclusiveLock);
+	batch_note_rows(ledger);
 	PG_RETURN_INT64(counter_drop_all(ledger));
 }
 

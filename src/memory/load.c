@@ -46,6 +46,34 @@ install(WindowPlace places[NUM_PERIODS], uint32 hash, int longest, const Tally *
 	counter_note_load();
 }
 
+/* The last batch that may have rows of a subject, which is pinned, that are not in memory. */
+static int64
+last_batch_of(const WindowPlace places[NUM_PERIODS], uint32 hash)
+{
+	int64		last;
+
+	counter_lock(PARTITION_BIT(hash), LW_SHARED);
+	last = counter_last_batch(places[PERIOD_TOTAL].entry, hash);
+	counter_unlock(PARTITION_BIT(hash));
+	return last;
+}
+
+/* Reads the longest windows that are wanted of each subject, and the shorter ones. */
+static void
+tally(const SubjectList *list, TimestampTz ts, const uint32 hashes[MAX_SUBJECTS],
+	  WindowPlace places[MAX_SUBJECTS][NUM_PERIODS], const int longest[MAX_SUBJECTS], bool own,
+	  Tally tallies[MAX_SUBJECTS])
+{
+	int64		last_batch = 0;
+
+	tally_begin(own);
+	for (int i = 0; i < list->count; i++)
+		if (longest[i] >= 0)
+			last_batch = Max(last_batch, last_batch_of(places[i], hashes[i]));
+	tally_subjects(list, ts, longest, last_batch, tallies);
+	tally_end();
+}
+
 /*
  * Loads what is missing of the windows of ts, which are pinned.  own: whether
  * the transaction's own rows count.
@@ -74,7 +102,7 @@ load_windows(const SubjectList *list, TimestampTz ts, const uint32 hashes[MAX_SU
 	}
 	if (!any)
 		return;
-	tally_subjects(list, ts, longest, own, tallies);
+	tally(list, ts, hashes, places, longest, own, tallies);
 	for (int i = list->count - 1; i >= 0; i--)
 	{
 		if (longest[i] < 0)

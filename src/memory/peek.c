@@ -35,9 +35,13 @@ look(CounterEntry *first, PeriodKind period, TimestampTz start, bool own, Usage 
 	return counter_is_later(first, start);
 }
 
-/* How the wanted windows of a subject stand in memory; returns those that are not there. */
+/*
+ * How the wanted windows of a subject stand in memory; returns those that are not
+ * there.  last_batch: the last that may have rows of theirs.
+ */
 static int
-peek_memory(const Subject *subject, TimestampTz ts, int wanted, bool own, Usage usage[NUM_PERIODS])
+peek_memory(const Subject *subject, TimestampTz ts, int wanted, bool own, Usage usage[NUM_PERIODS],
+			int64 *last_batch)
 {
 	CounterKey	key;
 	CounterEntry *first;
@@ -45,6 +49,7 @@ peek_memory(const Subject *subject, TimestampTz ts, int wanted, bool own, Usage 
 	int			missing = 0;
 	TimestampTz starts[NUM_PERIODS];
 
+	*last_batch = PG_INT64_MAX;
 	if (wanted == 0 || !counter_is_there())
 		return wanted;
 	counter_make_key(&key, ledger_oid(), subject);
@@ -57,6 +62,7 @@ peek_memory(const Subject *subject, TimestampTz ts, int wanted, bool own, Usage 
 		if ((wanted & PERIOD_BIT(period)) &&
 			(first == NULL || !look(first, period, starts[period], own, &usage[period])))
 			missing |= PERIOD_BIT(period);
+	*last_batch = counter_last_batch(first, hash);
 	counter_unlock(PARTITION_BIT(hash));
 	return missing;
 }
@@ -68,17 +74,34 @@ can_load(void)
 	return counter_is_there() && !RecoveryInProgress();
 }
 
-/* Reads the missing windows of the subjects from the ledger, in one go. */
+/*
+ * Reads the missing windows of the subjects from the ledger, in one go.  What is
+ * in memory by the time of the snapshot is taken from there: of the rest, all rows
+ * that the snapshot has are of batches that memory knows of, but for those that
+ * this transaction has written itself.
+ */
 static void
-tally_missing(const SubjectList *list, TimestampTz ts, const int missing[MAX_SUBJECTS],
+tally_missing(const SubjectList *list, TimestampTz ts, bool own, int missing[MAX_SUBJECTS],
 			  Usage usage[MAX_SUBJECTS][NUM_PERIODS])
 {
 	int			longest[MAX_SUBJECTS];
 	Tally		tallies[MAX_SUBJECTS];
+	int64		last_batch = charge_is_any() ? PG_INT64_MAX : 0;
 
+	tally_begin(true);
 	for (int i = 0; i < list->count; i++)
-		longest[i] = missing[i] ? pg_leftmost_one_pos32(missing[i]) : -1;
-	tally_subjects(list, ts, longest, true, tallies);
+	{
+		int64		last;
+
+		longest[i] = -1;
+		missing[i] = peek_memory(&list->subjects[i], ts, missing[i], own, usage[i], &last);
+		if (!missing[i])
+			continue;
+		longest[i] = pg_leftmost_one_pos32(missing[i]);
+		last_batch = Max(last_batch, last);
+	}
+	tally_subjects(list, ts, longest, last_batch, tallies);
+	tally_end();
 	for (int i = 0; i < list->count; i++)
 		for (int period = 0; period < NUM_PERIODS; period++)
 			if (missing[i] & PERIOD_BIT(period))
@@ -123,10 +146,11 @@ peek_usage(const SubjectList *list, TimestampTz ts, const int wanted[MAX_SUBJECT
 {
 	int			missing[MAX_SUBJECTS];
 	int			all_missing = 0;
+	int64		last_batch;
 
 	for (int i = 0; i < list->count; i++)
 	{
-		missing[i] = peek_memory(&list->subjects[i], ts, wanted[i], true, usage[i]);
+		missing[i] = peek_memory(&list->subjects[i], ts, wanted[i], true, usage[i], &last_batch);
 		all_missing |= missing[i];
 	}
 	if (all_missing == 0)
@@ -134,7 +158,7 @@ peek_usage(const SubjectList *list, TimestampTz ts, const int wanted[MAX_SUBJECT
 	if (can_load())
 		load_missing(list, ts, missing, usage);
 	else
-		tally_missing(list, ts, missing, usage);
+		tally_missing(list, ts, true, missing, usage);
 }
 
 /*
@@ -173,9 +197,12 @@ peek_current(const Subject *subject, PeriodKind period, TimestampTz ts, bool own
 {
 	Usage		usage[MAX_SUBJECTS][NUM_PERIODS];
 	SubjectList list = {1, {*subject}};
-	int			missing[MAX_SUBJECTS] = {peek_memory(subject, ts, PERIOD_BIT(period), own, usage[0])};
+	int64		last_batch;
+	int			missing[MAX_SUBJECTS] = {
+		peek_memory(subject, ts, PERIOD_BIT(period), own, usage[0], &last_batch)
+	};
 
 	if (missing[0])
-		tally_missing(&list, ts, missing, usage);
+		tally_missing(&list, ts, own, missing, usage);
 	return usage[0][period];
 }

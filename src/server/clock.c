@@ -58,6 +58,7 @@ static TimestampTz clock_stopped_at = DT_NOBEGIN;	/* DT_NOBEGIN: it runs */
 
 ENTRY_POINT(kavach_clock_now, 0, 0);
 ENTRY_POINT(kavach_range_start, 2, 0);
+ENTRY_POINT(kavach_range_edge, 4, 0);
 ENTRY_POINT(kavach_month_start, 2, 0);
 ENTRY_POINT(kavach_month_end, 2, 0);
 ENTRY_POINT(kavach_is_period, 1, 0);
@@ -268,6 +269,60 @@ kavach_range_start_checked(PG_FUNCTION_ARGS)
 				 errmsg("since must not be after until"),
 				 errhint("until is exclusive: for January 2024 write '2024-01-01Z', '2024-02-01Z'.")));
 	PG_RETURN_TIMESTAMPTZ(PG_ARGISNULL(0) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(0));
+}
+
+/* The first start of a window at or after ts, as far as there are windows. */
+static TimestampTz
+first_start(PeriodKind period, TimestampTz ts)
+{
+	if (ts <= CLOCK_START)
+		return ts == DT_NOBEGIN ? ts : CLOCK_START;
+	if (ts > CLOCK_END)
+		return DT_NOEND;
+	return period_start(period, ts) == ts ? ts : period_end(period, ts);
+}
+
+/* The last one at or before ts. */
+static TimestampTz
+last_start(PeriodKind period, TimestampTz ts)
+{
+	if (ts < CLOCK_START)
+		return DT_NOBEGIN;
+	if (ts >= CLOCK_END)
+		return ts == DT_NOEND ? ts : CLOCK_END;
+	return period_start(period, ts);
+}
+
+/*
+ * Cuts a range into pieces that are looked up in different places.  Whole days
+ * are [edges[0], edges[3]), and the whole months among them, where wanted,
+ * [edges[1], edges[2]); before and after that there are pieces of days.
+ */
+static void
+cut_range(TimestampTz since, TimestampTz until, bool days, bool months, TimestampTz edges[4])
+{
+	edges[0] = first_start(PERIOD_DAY, since);
+	edges[1] = first_start(PERIOD_MONTH, since);
+	edges[2] = last_start(PERIOD_MONTH, until);
+	edges[3] = last_start(PERIOD_DAY, until);
+	if (!days || edges[0] >= edges[3])
+		edges[0] = edges[3] = until;
+	if (!months || edges[0] >= edges[3] || edges[1] >= edges[2])
+		edges[1] = edges[2] = edges[3];
+}
+
+/* SQL: kavach.range_edge(since, until, whole, edge) */
+static Datum
+kavach_range_edge_checked(PG_FUNCTION_ARGS)
+{
+	TimestampTz edges[4];
+	bool		days = !PG_ARGISNULL(2);
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(3))
+		PG_RETURN_NULL();
+	cut_range(PG_GETARG_TIMESTAMPTZ(0), PG_GETARG_TIMESTAMPTZ(1), days,
+			  days && strcmp(text_to_cstring(PG_GETARG_TEXT_PP(2)), "monthly") == 0, edges);
+	PG_RETURN_TIMESTAMPTZ(edges[PG_GETARG_INT32(3) & 3]);
 }
 
 static TimestampTz

@@ -15,6 +15,7 @@
 #include "tcop/pquery.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
+#include "utils/wait_event.h"
 
 /* DecodeDateTime reports details through one more argument since 16. */
 static inline int
@@ -106,6 +107,17 @@ compat_index_beginscan(Relation table, Relation index, Snapshot snapshot, int nk
 	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* An extension's wait events have names of their own since 17. */
+static inline uint32
+compat_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	return PG_WAIT_EXTENSION;
 #endif
 }
 

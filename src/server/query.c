@@ -36,8 +36,8 @@ static Oid	ledger = InvalidOid;	/* InvalidOid: to be looked up */
 /* What is to be done about the ledger before each; of a floor above. */
 static void (*before_each) (Oid ledger) = NULL;
 
-/* Whether what the transaction has written itself is left out; to query_end. */
-static bool ignore_own = false;
+/* Of query_open. */
+static Portal opened = NULL;
 
 static void
 forget_ledger(Datum arg, int cacheid, uint32 hashvalue)
@@ -78,8 +78,9 @@ ledger_oid(void)
 	return ledger;
 }
 
-static Oid
-ledger_owner(void)
+/* Whose rights SQL is run with. */
+Oid
+query_owner(void)
 {
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(ledger_oid()));
 	Oid			owner;
@@ -104,9 +105,8 @@ void
 query_begin(OwnerRights *saved)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			owner = ledger_owner();
+	Oid			owner = query_owner();
 
-	ignore_own = false;
 	if (before_each != NULL)
 		before_each(ledger_oid());
 
@@ -126,7 +126,6 @@ query_end(OwnerRights *saved)
 {
 	MemoryContext context = CurrentMemoryContext;
 
-	ignore_own = false;
 	SPI_finish();
 	MemoryContextSwitchTo(context);
 	AtEOXact_GUC(false, saved->guc_level);
@@ -155,23 +154,25 @@ prepared(Statement *statement)
 }
 
 static void
-run(Statement *statement, Datum *values, const char *nulls, bool read_only)
+run(Statement *statement, Datum *values, const char *nulls, Snapshot snapshot, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = prepared(statement);
-	Snapshot	snapshot;
 	int			result;
 
-	CommandCounterIncrement();
-	snapshot = GetLatestSnapshot();
-	if (ignore_own)
-		snapshot->curcid = FirstCommandId;
 	result = SPI_execute_snapshot(plan, values, nulls,
 								  snapshot, InvalidSnapshot,
 								  read_only, true, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	MemoryContextSwitchTo(context);
+}
+
+static Snapshot
+latest_snapshot(void)
+{
+	CommandCounterIncrement();
+	return GetLatestSnapshot();
 }
 
 /*
@@ -181,7 +182,39 @@ run(Statement *statement, Datum *values, const char *nulls, bool read_only)
 uint64
 query_select(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, true);
+	run(statement, values, nulls, latest_snapshot(), true);
+	return SPI_processed;
+}
+
+/* The same in a snapshot that is active: what several statements read is of one moment. */
+uint64
+query_select_in(Snapshot snapshot, Statement *statement, Datum *values, const char *nulls)
+{
+	run(statement, values, nulls, snapshot, true);
+	return SPI_processed;
+}
+
+/* Opens a SELECT in the active snapshot, of whose rows query_fetch brings some at a time. */
+void
+query_open(Statement *statement, Datum *values, const char *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	opened = SPI_cursor_open(NULL, prepared(statement), values, nulls, true);
+	MemoryContextSwitchTo(context);
+}
+
+/* The next rows, which query_text and its siblings read; returns how many, 0 at the end. */
+uint64
+query_fetch(long count)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	SPI_freetuptable(SPI_tuptable);
+	SPI_cursor_fetch(opened, true, count);
+	if (SPI_processed == 0)
+		SPI_cursor_close(opened);
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
 
@@ -189,7 +222,7 @@ query_select(Statement *statement, Datum *values, const char *nulls)
 uint64
 query_execute(Statement *statement, Datum *values, const char *nulls)
 {
-	run(statement, values, nulls, false);
+	run(statement, values, nulls, latest_snapshot(), false);
 	return SPI_processed;
 }
 
@@ -219,13 +252,6 @@ query_use_memory(void)
 {
 	(void) set_config_option("work_mem", "64MB", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-}
-
-/* From here to query_end, what the transaction has written itself is not seen. */
-void
-query_ignore_own(void)
-{
-	ignore_own = true;
 }
 
 /* Runs a utility statement. */

@@ -8,6 +8,8 @@
 
 #include "kavach.h"
 
+#include "utils/snapshot.h"
+
 #define MAX_QUERY_ARGS	24
 
 /* A statement, prepared at first use and kept for the life of the backend. */
@@ -29,15 +31,18 @@ typedef struct OwnerRights
 
 extern Oid	find_ledger(void);
 extern Oid	ledger_oid(void);
+extern Oid	query_owner(void);
 extern void query_before_each(void (*function) (Oid ledger));
 extern void query_begin(OwnerRights *saved);
 extern void query_end(OwnerRights *saved);
 extern uint64 query_select(Statement *statement, Datum *values, const char *nulls);
+extern uint64 query_select_in(Snapshot snapshot, Statement *statement, Datum *values, const char *nulls);
+extern void query_open(Statement *statement, Datum *values, const char *nulls);
+extern uint64 query_fetch(long count);
 extern uint64 query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_forget(Statement *statement);
 extern void query_avoid_scans(void);
 extern void query_use_memory(void);
-extern void query_ignore_own(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
 extern OptionalInt64 query_int64(uint64 row, int column);

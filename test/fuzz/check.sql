@@ -9,13 +9,14 @@ SET TimeZone = 'UTC';
 SET work_mem = '64MB';
 
 \ir ../soak/usage.sql
+\ir ../soak/rollups.sql
 
 -- ---- the ledger fits its vocabulary ----
 
 SELECT 'a ledger row outside of what is documented', l.*
   FROM ledger l
  WHERE NOT coalesce(
-         batch = 0
+         batch > 0
          AND CASE kind
                WHEN 'authorize' THEN
                  CASE code

@@ -1,6 +1,6 @@
 -- bad_input.sql: bad input is an error with its SQLSTATE and changes nothing.
 BEGIN;
-SELECT plan(278);
+SELECT plan(283);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:34:56+00';
@@ -155,6 +155,17 @@ CREATE TEMP TABLE no_agent AS SELECT 1 AS n;
 CREATE TEMP TABLE number_agent AS SELECT 1 AS agent_id;
 SELECT kavach.watch('no_agent', 'agent'), kavach.watch('number_agent', 'agent');
 SELECT is(pg_temp.state(format('count(*) FROM pg_temp.change(%L)', t)), '39P01', t || ' has no agent_id of type text') FROM unnest('{no_agent,number_agent}'::text[]) AS t;
+
+-- that of agents, on others
+CREATE TEMP TABLE nothing AS SELECT 1 AS n;
+CREATE TEMP TABLE number AS SELECT 1 AS agent_id;
+CREATE TEMP TABLE like_agent AS SELECT 'agt_a' AS agent_id;
+CREATE TRIGGER gone AFTER INSERT OR DELETE ON nothing FOR EACH ROW EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER gone AFTER DELETE ON number FOR EACH ROW EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER gone AFTER DELETE ON like_agent FOR EACH ROW EXECUTE FUNCTION kavach.agent_gone();
+CREATE TRIGGER all_gone AFTER TRUNCATE ON like_agent FOR EACH STATEMENT EXECUTE FUNCTION kavach.agent_gone();
+SELECT throws_ok(sql, '39P01', NULL, sql || ': it is kavach.agent''s')
+  FROM unnest('{INSERT INTO nothing VALUES (2),DELETE FROM nothing,DELETE FROM number,DELETE FROM like_agent,TRUNCATE like_agent}'::text[]) AS sql;
 
 -- reports
 SELECT pg_temp.refuses('22023', format('count(*) FROM kavach_%s', report))

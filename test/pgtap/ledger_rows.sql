@@ -51,7 +51,8 @@ SELECT results_eq(
   'usage and adjustment rows; a settling row has its authorization''s action and resource');
 SELECT is(sum(tokens_cost), 50::numeric, 'so that a resource''s sum is what was spent on it') FROM kavach.audit_log WHERE resource = 'mcp:a:b';
 SELECT is(tokens_released, 60::bigint, 'a settling row says what it releases') FROM kavach.audit_log WHERE request_id = 'r1' AND kind = 'usage';
-SELECT is(count(*), 0::bigint, 'batch is 0 until there are batches') FROM kavach.audit_log WHERE batch IS DISTINCT FROM 0;
+SELECT is(count(*), 0::bigint, 'every row has a batch, which its transaction keeps open')
+  FROM kavach.audit_log l WHERE NOT EXISTS (SELECT FROM kavach.batch_status s WHERE s.batch = l.batch AND s.pid = pg_backend_pid());
 SELECT is(count(*), 0::bigint, 'every row has kind, result and code, and a refusal its reason')
   FROM kavach.audit_log WHERE kind IS NULL OR result IS NULL OR code IS NULL OR (result <> 'allowed' AND coalesce(reason, '') = '');
 SELECT is(count(*), 8::bigint, 'a row each') FROM kavach.audit_log;
@@ -86,10 +87,10 @@ SELECT is(array_agg(tableoid::regclass::text ORDER BY ts), '{kavach.audit_log_20
   FROM kavach.audit_log WHERE resource IN ('mcp:far', 'mcp:past');
 SELECT results_eq($$SELECT count(*) FROM pg_index WHERE indrelid = 'kavach.audit_log'::regclass$$, ARRAY[0::bigint], 'the parent has no index');
 SELECT results_eq(
-  $$SELECT pg_get_indexdef(indexrelid) ~ '\((id|agent_id, ts|settles|agent_id, kind, request_id)\)', indisunique, indisprimary, indpred IS NOT NULL
+  $$SELECT pg_get_indexdef(indexrelid) ~ '\((id|agent_id, ts|batch|settles|request_id, agent_id, kind)\)', indisunique, indisprimary, indpred IS NOT NULL
       FROM pg_index WHERE indrelid = 'kavach.audit_log_2026_03'::regclass ORDER BY 3 DESC, 2, 4$$,
-  $$VALUES (true, true, true, false), (true, false, false, false), (true, true, false, true), (true, true, false, true)$$,
-  'a partition has its primary key, a plain and two partial unique indexes');
+  $$VALUES (true, true, true, false), (true, false, false, false), (true, false, false, false), (true, true, false, true), (true, true, false, true)$$,
+  'a partition has its primary key, two plain and two partial unique indexes');
 SELECT is(count(*), 0::bigint, 'partitions are no extension members')
   FROM pg_inherits JOIN pg_depend ON objid = inhrelid AND deptype = 'e' AND classid = 'pg_class'::regclass
  WHERE inhparent = 'kavach.audit_log'::regclass;

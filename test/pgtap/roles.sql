@@ -1,6 +1,6 @@
 -- roles.sql: access is granted to the role itself, and taken back without touching what is another's.
 BEGIN;
-SELECT plan(67);
+SELECT plan(70);
 SET LOCAL timezone = 'UTC';
 SET LOCAL client_min_messages = error;
 SET LOCAL kavach.clock = '2026-03-10 12:00:00+00';
@@ -74,11 +74,12 @@ SELECT is(may::text, '(f,t,f)', 'what others granted may go, and the role is a r
 SELECT throws_ok($$SELECT kavach_revoke_role('kv_two', 'root')$$, '22023', NULL, 'an unknown access: an error');
 SELECT throws_ok($$SELECT kavach_revoke_role(NULL, 'app')$$, '22004', NULL, 'NULL: an error');
 
--- Who watches the server sees the counters, and nothing else.
+-- Who watches the server sees what kavach does, and nothing of the ledger.
 CREATE ROLE kv_monitor IN ROLE pg_monitor;
 \ir try.psql
 SELECT is(pg_temp.try('kv_monitor', call), state, 'pg_monitor: ' || call)
-  FROM (VALUES ('SELECT * FROM kavach.counters', 'ok'), ('SELECT * FROM kavach.counter_stats', 'ok'), ('SELECT * FROM kavach.cache_stats', 'ok'), ('SELECT * FROM kavach.ledger', '42501'),
+  FROM (VALUES ('SELECT * FROM kavach.counters', 'ok'), ('SELECT * FROM kavach.counter_stats', 'ok'), ('SELECT * FROM kavach.cache_stats', 'ok'), ('SELECT * FROM kavach.batch_status', 'ok'),
+               ('SELECT * FROM kavach.worker_status', 'ok'), ('SELECT * FROM kavach.tail', '42501'), ('SELECT * FROM kavach.ledger', '42501'),
                ('SELECT * FROM kavach.agents', '42501'), ('SELECT * FROM kavach.budget_status', '42501')) AS t (call, state);
 SELECT is(pg_temp.try('kv_group', call), state, 'a reader: ' || call)
   FROM (VALUES ('SELECT * FROM kavach.agents', 'ok'), ('SELECT * FROM kavach.permissions', 'ok'), ('SELECT * FROM kavach.policies', 'ok'),

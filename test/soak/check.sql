@@ -13,6 +13,7 @@ SET work_mem = '64MB';
 ANALYZE soak.log;
 
 \ir usage.sql
+\ir rollups.sql
 
 -- ---- faults ----
 
@@ -118,6 +119,22 @@ SELECT 'an error that nobody expects', code, agent, count(*)
 -- ---- the counters ----
 
 SELECT * FROM pg_temp.wrong_counters('as the load left them');
+
+-- ---- what closed batches add up to ----
+
+SELECT 'closed batches add up to something else', *
+  FROM (SELECT scope, subject, period, start, sum(tokens) AS tokens, sum(calls) AS calls
+          FROM (SELECT s.scope, coalesce(s.subject, '') AS subject, w.period, w.start, coalesce(r.tokens_cost, 0) AS tokens, (r.kind = 'authorize')::int AS calls
+                  FROM ledger r
+                  JOIN kavach.tail t ON r.batch <= t.high AND r.batch <> ALL (t.open)
+                 CROSS JOIN LATERAL (VALUES ('agent', agent_id), ('user', user_id), ('tenant', tenant_id), ('all', NULL)) AS s (scope, subject)
+                 CROSS JOIN LATERAL (VALUES ('hour', date_trunc('hour', counts_at)), ('day', date_trunc('day', counts_at)),
+                                            ('month', date_trunc('month', counts_at)), ('total', '-infinity')) AS w (period, start)
+                 WHERE r.result = 'allowed' AND (s.scope = 'all' OR s.subject IS NOT NULL)
+                 UNION ALL
+                SELECT scope, subject, period, start, -tokens, -calls FROM kavach.usage_scope) u
+         GROUP BY 1, 2, 3, 4) d
+ WHERE (tokens, calls) <> (0, 0);
 
 -- ---- what is left is granted, and no more ----
 

@@ -29,7 +29,7 @@ $standby->reload;
 $primary->poll_query_until('postgres', 'SELECT count(*) = 0 FROM pg_stat_replication') or die;
 my $rows = $primary->safe_psql('postgres', 'SELECT count(*) FROM kavach.audit_log');
 $primary->poll_query_until('postgres', qq{
-	SELECT (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep') = 4
+	SELECT (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND backend_type = 'client backend') = 4
 	    OR (SELECT count(*) FROM kavach.audit_log) > $rows + 100}) or die;
 $primary->stop('immediate');
 $standby->promote;

@@ -133,7 +133,7 @@ foreach my $preloaded (1, 0)
 	my %unique = (
 		pkey => '(id)',
 		settles_idx => '(settles) WHERE settles IS NOT NULL',
-		request_id_idx => q{(agent_id, kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'});
+		request_id_idx => q{(request_id, agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'});
 	foreach my $index (sort keys %unique)
 	{
 		my $drop = $index eq 'pkey' ? "ALTER TABLE $month DROP CONSTRAINT audit_log_2026_03_pkey" : "DROP INDEX ${month}_$index";

@@ -97,7 +97,7 @@ my $dropped = join ', ', map { "DROP COLUMN gone_$_" } 0 .. $#columns;
 my @indexes = (
 	'ALTER TABLE ~ ADD PRIMARY KEY (id)',
 	'CREATE UNIQUE INDEX ~_s ON ~ (settles) WHERE settles IS NOT NULL',
-	q{CREATE UNIQUE INDEX ~_r ON ~ (agent_id, kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'});
+	q{CREATE UNIQUE INDEX ~_r ON ~ (request_id, agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'});
 my $checks = q{ALTER TABLE ~ ADD CONSTRAINT audit_log_kind_check CHECK (kind = ANY (ARRAY['authorize', 'usage', 'adjustment'])), ADD CONSTRAINT audit_log_result_check CHECK (result = ANY (ARRAY['allowed', 'denied', 'rate_limited']))};
 sub attach { my ($table, $from, $to, @more) = @_; return join('; ', map { s/~/$table/gr } $checks, @more, "ALTER TABLE kavach.audit_log ATTACH PARTITION $table FOR VALUES FROM ('$from') TO ('$to')") }
 
@@ -155,18 +155,30 @@ change('DROP INDEX kavach.audit_log_2026_02_request_id_idx');
 ok_found('by statement', 'without the one on request_id', $in, 'indexes');
 ok_way('straight', 'next month', '2026-03-10Z', $keyed);
 foreach my $useless (
-	[ 'another order', q{(agent_id text_pattern_ops, kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
-	[ 'another collation', q{(agent_id COLLATE "C", kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
-	[ 'fewer rows', q{(agent_id, kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed' AND kind = 'usage'} ],
-	[ 'an expression', q{(agent_id, kind, lower(request_id)) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
-	[ 'a column more', q{(agent_id, kind, request_id, ts) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
-	[ 'other columns', q{(kind, agent_id, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'} ])
+	[ 'another order', q{(request_id text_pattern_ops, agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
+	[ 'another collation', q{(request_id COLLATE "C", agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
+	[ 'fewer rows', q{(request_id, agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed' AND kind = 'usage'} ],
+	[ 'an expression', q{(lower(request_id), agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
+	[ 'a column more', q{(request_id, agent_id, kind, ts) WHERE request_id IS NOT NULL AND result = 'allowed'} ],
+	[ 'other columns', q{(kind, request_id, agent_id) WHERE request_id IS NOT NULL AND result = 'allowed'} ])
 {
 	change("CREATE UNIQUE INDEX useless ON $month $useless->[1]");
 	ok_found('by statement', $useless->[0], $in, 'indexes');
 	change('DROP INDEX kavach.useless');
 }
-change("CREATE INDEX useless ON $month (agent_id, kind, request_id)");
+my $old = "CREATE UNIQUE INDEX old ON $month (agent_id, kind, request_id) WHERE request_id IS NOT NULL AND result = 'allowed'";
+change($old);
+ok_found('straight', 'an index as of 0.1.0', $in, 'indexes');
+my $unsettled = at($in, call('unsettled'));
+is(at($in, call('unsettled')), $unsettled, 'in which a call is found by its kind');
+like(my $settlement = at($in, settle('unsettled')), $uuid, 'and settled');
+is($node->safe_psql('postgres', "SELECT settles FROM kavach.audit_log WHERE id = '$settlement'"), $unsettled, 'by its request');
+change("CREATE UNIQUE INDEX useless ON $month (request_id, agent_id, kind) WHERE request_id IS NOT NULL AND result = 'allowed'");
+ok_found('straight', 'beside one as of now', $in, 'unsettled');
+change('DROP INDEX kavach.old');
+ok_found('straight', 'and without it', $in, 'unsettled');
+change('DROP INDEX kavach.useless');
+change("CREATE INDEX useless ON $month (request_id, agent_id, kind)");
 ok_found('by statement', 'one that is not unique', $in, 'indexes');
 change('DROP INDEX kavach.useless');
 
@@ -174,7 +186,7 @@ change('DROP INDEX kavach.useless');
 my $other = Session->new($node);
 $other->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
 my $builder = Session->new($node);
-$builder->send("CREATE UNIQUE INDEX CONCURRENTLY rebuilt ON $month (agent_id, kind, request_id) INCLUDE (ts) WHERE request_id IS NOT NULL AND result = 'allowed'");
+$builder->send("CREATE UNIQUE INDEX CONCURRENTLY rebuilt ON $month (request_id, agent_id, kind) INCLUDE (ts) WHERE request_id IS NOT NULL AND result = 'allowed'");
 $node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for old snapshots'}) or die;
 is($node->safe_psql('postgres', q{SELECT indisready, indisvalid FROM pg_index WHERE indexrelid = 'kavach.rebuilt'::regclass}), 't|f', 'an index is being built');
 is(at($in, call('meanwhile')), at($in, call('meanwhile')), 'calls go on');
@@ -188,13 +200,13 @@ ok_found('by statement', 'an index that is invalid', $in, 'meanwhile');
 change(q{UPDATE pg_index SET indisvalid = true WHERE indexrelid = 'kavach.rebuilt'::regclass});
 change("REINDEX TABLE CONCURRENTLY $month");
 ok_found('straight', 'indexes that have been rebuilt', $in, 'meanwhile');
-change("CREATE UNIQUE INDEX whole ON $month (agent_id, kind, request_id, result)");
-change("DROP INDEX kavach.whole, kavach.rebuilt; ALTER TABLE $month ADD CONSTRAINT deferred UNIQUE (agent_id, kind, request_id) DEFERRABLE");
+change("CREATE UNIQUE INDEX whole ON $month (request_id, agent_id, kind, result)");
+change("DROP INDEX kavach.whole, kavach.rebuilt; ALTER TABLE $month ADD CONSTRAINT deferred UNIQUE (request_id, agent_id, kind) DEFERRABLE");
 ok_found('by statement', 'a constraint that is checked later', $in, 'meanwhile');
-change("ALTER TABLE $month DROP CONSTRAINT deferred; ALTER TABLE $month ADD CONSTRAINT whole UNIQUE (agent_id, kind, request_id)");
+change("ALTER TABLE $month DROP CONSTRAINT deferred; ALTER TABLE $month ADD CONSTRAINT whole UNIQUE (request_id, agent_id, kind)");
 ok_found('straight', 'an index of all rows', $in, 'meanwhile');
 put('2026-02-05Z', 'refused', result => 'denied');
-change("ALTER TABLE $month DROP CONSTRAINT whole; CREATE UNIQUE INDEX whole ON $month (agent_id, kind, request_id)");
+change("ALTER TABLE $month DROP CONSTRAINT whole; CREATE UNIQUE INDEX whole ON $month (request_id, agent_id, kind)");
 is(at($in, 'BEGIN; ' . call('refused') =~ s/audit_id/code/r), 'ERROR:  40001', 'in which what was refused is no answer');
 $app->query('ROLLBACK');
 
