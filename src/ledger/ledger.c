@@ -124,6 +124,17 @@ uuid7(TimestampTz ts)
 	return id;
 }
 
+/* The least id that a row from ts on can have. */
+pg_uuid_t
+ledger_first_id(TimestampTz ts)
+{
+	pg_uuid_t	id = {{0}};
+	uint64		time = pg_hton64((uint64) ((ts + UNIX_EPOCH_USECS) / 1000) << 16);
+
+	memcpy(id.data, &time, 6);
+	return id;
+}
+
 /* The millisecond in an id.  Of an id that is no UUIDv7, some time or other. */
 static TimestampTz
 uuid7_ts(const pg_uuid_t *id)

@@ -13,6 +13,7 @@
 extern void ledger_define_settings(void);
 extern int	ledger_request_retention(void);
 extern void ledger_begin(void);
+extern pg_uuid_t ledger_first_id(TimestampTz ts);
 extern void ledger_append(LedgerRow *row);
 extern TimestampTz ledger_charged_at(const LedgerRow *row);
 extern LedgerRow *ledger_find(const pg_uuid_t *id);
