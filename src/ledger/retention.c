@@ -633,13 +633,24 @@ is_running(void)
 	return false;
 }
 
+/* Of a worker that is started now, as this one may have been for long. */
+static int
+present_retention(void)
+{
+	char	   *value = takeout_database_setting();
+	int			minutes;
+
+	return value != NULL && parse_int(value, &minutes, GUC_UNIT_MIN, NULL) ? minutes : retention;
+}
+
 static bool
 is_anything_due(Oid ledger)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "kavach retention", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
+	int			minutes = present_retention();
 	bool		due = takeout_unfinished(ledger) != NIL ||
-		(retention > 0 && takeout_older_than(ledger, retention) != NIL);
+		(minutes > 0 && takeout_older_than(ledger, minutes) != NIL);
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
