@@ -48,8 +48,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-  lower timestamptz := kavach.range_start(since, until);
   upper timestamptz := least(until, kavach.uuid7_ts(before) + interval '1 ms', 'infinity');
+  lower timestamptz := kavach.kept_since(kavach.range_start(since, until), upper);
   wanted int := max_rows;
   found_rows int;
   tail record;
@@ -185,6 +185,7 @@ BEGIN ATOMIC
       OR (NOT l.is_page
           AND NOT kavach.is_page(kavach_query_audit.agent_id, kavach_query_audit.user_id, kavach_query_audit.tenant_id, kavach_query_audit.max_rows)
           AND l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
+          AND l.ts >= kavach.kept_since(kavach_query_audit.since, least(kavach_query_audit.until, kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms'))
           AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
           AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
           AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
@@ -194,13 +195,16 @@ BEGIN ATOMIC
           AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
           AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result))
    ORDER BY l.id DESC
-   LIMIT kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result);
+   LIMIT CASE WHEN kavach.kept_since(kavach.range_start(kavach_query_audit.since, kavach_query_audit.until),
+                                     least(kavach_query_audit.until, kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms')) IS NOT NULL
+         THEN kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result) END;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
 'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
-Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
+Without since: from the end of the last month on that was dropped.
+Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows; KV005 in a month that was dropped.';
 
 -- Whether anybody has settled a call is asked call by call, and each call is fetched by its
 -- id, whatever the planner would take these to be: as many as are open, which it cannot know.
@@ -408,13 +412,22 @@ BEGIN ATOMIC
                                                   ELSE kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) END, true)
                OR p.id >= kavach.uuid7_until(CASE WHEN isfinite(usage_between.until) THEN usage_between.until
                                                   ELSE kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) END, true)
-               AND p.id <= kavach.uuid7_until('infinity')));
+               AND p.id <= kavach.uuid7_until('infinity')))
+   UNION ALL
+  SELECT n.*
+    FROM kavach.no_rows(kavach.require_months(usage_between.since, kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)),
+                        NULL::kavach.usage_part) n
+   UNION ALL
+  SELECT n.*
+    FROM kavach.no_rows(kavach.require_months(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3), usage_between.until),
+                        NULL::kavach.usage_part) n;
 END;
 
 COMMENT ON FUNCTION kavach.usage_between(timestamptz, timestamptz, text) IS
 'What the ledger''s rows from since (inclusive) to until (exclusive) add up to, in pieces: whole UTC months and days as sums, pieces of days as rows, and the rows that are not in the sums yet. Neither bound is NULL; infinity leaves a side open. Every report sums these.
 whole: monthly; daily, where days are to be told apart; NULL: rows alone.
-The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of no time in the months of the range.';
+The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of no time in the months of the range.
+Error KV005 where rows of a month that was dropped are needed.';
 
 CREATE VIEW kavach.usage_by_agent AS
 SELECT agent_id,
@@ -644,7 +657,7 @@ group_by: any of tenant, user, agent, provider, model, action, resource, and met
 bucket: hour, day or month (bucket_start: UTC) or none. fill_gaps: every group that there is in the range has a row for each bucket, of zeros where it has no usage; needs both bounds.
 Months, days, tenants, users, agents, providers and models are summed up beforehand. Hours, actions, resources and metadata only the rows of the ledger know: that takes as long as there are rows in the range.
 By provider or model, what is not settled, or was recorded without one, is NULL. calls, denied, calls_without_cost and tokens_cost are those of kavach_cost_by_agent; token classes and cost are as far as known.
-Errors: 22023 an unknown group or bucket, since after until, gaps without bucket or bounds; 22004 a NULL among the groups.';
+Errors: 22023 an unknown group or bucket, since after until, gaps without bucket or bounds; 22004 a NULL among the groups. KV005 what only rows know, of a month that was dropped.';
 
 -- What applications show in their own pages: as the tables, with the owner's rights.
 
