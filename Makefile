@@ -72,9 +72,9 @@ SQL_PARTS = \
 	sql/agent.sql \
 	sql/permission.sql \
 	sql/ledger.sql \
-	sql/batch.sql \
 	sql/counter.sql \
 	sql/policy.sql \
+	sql/batch.sql \
 	sql/authorize.sql \
 	sql/report.sql \
 	sql/export.sql \

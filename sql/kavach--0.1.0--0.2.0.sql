@@ -566,6 +566,8 @@ first, last: any day of the first and of the last month, at most 240 months.
 Errors: 22004 NULL; 22008 before 1970 or after 9999; 22023 first after last; 54000 too many; 42P17 where a partition of other bounds is in a month; 25006 read-only.';
 
 COMMENT ON COLUMN kavach.audit_log.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
+COMMENT ON COLUMN kavach.ledger.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
+COMMENT ON COLUMN kavach.unsettled.batch IS 'The batch that the row belongs to; 0 of rows from before there were any.';
 
 -- ---- batch.sql ----
 
