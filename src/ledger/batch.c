@@ -128,7 +128,14 @@ batch_shmem_startup(void)
 static int64
 draw_number(void)
 {
-	return nextval_internal(get_relname_relid("batch_number", get_namespace_oid("kavach", false)), false);
+	Oid			sequence = get_relname_relid("batch_number", get_namespace_oid("kavach", false));
+
+	if (!OidIsValid(sequence))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the sequence kavach.batch_number does not exist"),
+				 errhint("Library and extension are of different versions: ALTER EXTENSION kavach UPDATE.")));
+	return nextval_internal(sequence, false);
 }
 
 /* This database's slot, or the first free one; NULL where there is none. */

@@ -72,6 +72,7 @@
 
 #define IDLE_ROUNDS		3		/* with nothing open, and the worker ends */
 #define HELD_PATIENCE	MS_PER_SECOND	/* between looks at what others hold */
+#define MONTH_PATIENCE	(5 * MS_PER_SECOND)	/* while somebody else is at it */
 #define RETIRE_INTERVAL	(10 * MS_PER_MINUTE)
 #define PRUNE_INTERVAL	(6 * MS_PER_HOUR)
 #define PRUNE_SUBJECTS	1000	/* at a time */
@@ -255,7 +256,7 @@ make_month_ahead(void)
 		announce_ledger(ledger);
 		end_work();
 	}
-	return there ? MS_PER_HOUR : MS_PER_MINUTE;
+	return there ? MS_PER_HOUR : MONTH_PATIENCE;
 }
 
 /* Some subjects at a time; all of them once in a while, by whichever worker. */
