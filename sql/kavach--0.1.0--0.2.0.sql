@@ -1230,19 +1230,18 @@ WITH win AS (
 ), each AS MATERIALIZED (
   -- what each policies count; of agents' hours, closed batches may not have those any more that are old (src/ledger/tally.c)
   SELECT DISTINCT p.scope, w.*,
-         kavach.of_scope(p.scope, '', NULL, NULL) = '' AND w.period_end - w.period_start < interval '1 day'
-           AND w.period_start < statement_timestamp() - interval '1 day' AS old
+         coalesce(kavach.of_scope(p.scope, '', NULL, NULL) = '' AND w.period_end - w.period_start < interval '1 day'
+                    AND w.period_start < statement_timestamp() - interval '1 day', false) AS old
     FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) JOIN win w USING (period)
    WHERE p.each
-), tail AS MATERIALIZED (
-  SELECT high, open FROM kavach.tail
-   UNION ALL
-  SELECT -1, '{}' WHERE NOT EXISTS (SELECT FROM kavach.tail)
 ), unclosed AS (
-  -- with a bound above, so that the planner expects few
-  SELECT a.* FROM tail t JOIN kavach.audit_log a ON a.batch > t.high AND a.batch <= 9223372036854775807
+  -- as in kavach.usage_part
+  SELECT a.* FROM kavach.audit_log a
+   WHERE a.batch > coalesce((SELECT t.high FROM kavach.tail t), -1) AND a.batch <= 9223372036854775807
    UNION ALL
-  SELECT a.* FROM tail t CROSS JOIN unnest(t.open) AS o (batch) JOIN kavach.audit_log a USING (batch)
+  SELECT a.* FROM kavach.audit_log a
+   WHERE a.batch = ANY ((SELECT t.open FROM kavach.tail t)::bigint[])
+     AND a.batch >= (SELECT t.open[1] FROM kavach.tail t) AND a.batch <= (SELECT t.high FROM kavach.tail t)
 ), usage AS MATERIALIZED (
   -- what closed batches add up to, and the rows of the others; what is given back counts where it was charged
   SELECT n.scope, n.period, n.subject, sum(n.tokens) AS tokens, sum(n.calls) AS calls
@@ -1264,7 +1263,9 @@ WITH win AS (
         JOIN kavach.audit_log a ON a.ts >= e.period_start
        CROSS JOIN LATERAL kavach.charged_at(a.ts, a.tokens_cost, a.settles) AS charged_at
        CROSS JOIN LATERAL kavach.of_scope(e.scope, a.agent_id, a.user_id, a.tenant_id) AS x (subject)
-       WHERE e.old AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
+       -- no month is looked at where there is no such hour
+       WHERE e.old AND a.ts >= (SELECT o.period_start FROM each o WHERE o.old)
+         AND a.result = 'allowed' AND charged_at >= e.period_start AND charged_at < coalesce(e.period_end, 'infinity')
          AND x.subject IS NOT NULL) AS n
    GROUP BY n.scope, n.period, n.subject
 )

@@ -17,9 +17,9 @@
  * its ts: so rows are looked for from the start of the window on, with no end.
  *
  * Hours of agents are kept in kavach.usage_scope for two days.  Those of more than
- * a day ago are added up from the agent's rows, and so are rates.  Where the tail
- * is all of the ledger, as it is before the first batch is closed, the agent's rows
- * are found by agent, too, as there may be few.
+ * a day ago are added up from the agent's rows, as long as the month is there, and
+ * so are rates.  Where the tail is all of the ledger, as it is before the first
+ * batch is closed, the agent's rows are found by agent, too, as there may be few.
  *-------------------------------------------------------------------------
  */
 #include "ledger/tally.h"
@@ -38,6 +38,7 @@
 #include "utils/snapmgr.h"
 
 #include "ledger/batch.h"
+#include "ledger/dropped.h"
 #include "ledger/scan.h"
 #include "server/clock.h"
 #include "server/compat.h"
@@ -383,6 +384,7 @@ add_old_hours(const Sums *sums)
 	{
 		if (sums->longest[i] < 0 || sums->list->subjects[i].scope != SCOPE_AGENT)
 			continue;
+		dropped_refuse(sums->starts[PERIOD_HOUR], "What it has used by day, by month and in total is known.");
 		memset(&sums->tallies[i].usage[PERIOD_HOUR], 0, sizeof(Usage));
 		add_agent_rows(sums, i, PERIOD_HOUR, PG_INT64_MAX);
 	}
