@@ -426,8 +426,10 @@ CREATE VIEW kavach.budget_status AS
 WITH win AS (
   SELECT * FROM kavach.windows(kavach.clock_now())
 ), each AS MATERIALIZED (
-  -- what each policies count, and of agents those hours that closed batches may not have any more (src/ledger/tally.c)
-  SELECT DISTINCT p.scope, w.*, p.scope = 'agent' AND w.period = 'hour' AND w.period_start < statement_timestamp() - interval '1 day' AS old
+  -- what each policies count; of agents' hours, closed batches may not have those any more that are old (src/ledger/tally.c)
+  SELECT DISTINCT p.scope, w.*,
+         kavach.of_scope(p.scope, '', NULL, NULL) = '' AND w.period_end - w.period_start < interval '1 day'
+           AND w.period_start < statement_timestamp() - interval '1 day' AS old
     FROM kavach.budget_policy p JOIN kavach.budget_limit l USING (policy_id) JOIN win w USING (period)
    WHERE p.each
 ), tail AS MATERIALIZED (

@@ -72,7 +72,7 @@ typedef struct BatchSlot
 	pg_atomic_uint64 current;
 	pg_atomic_uint64 first;		/* the first number since the server's start */
 	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
-	pg_atomic_uint32 used;		/* whether somebody has registered since it was moved on */
+	pg_atomic_uint32 used;		/* whether anybody has registered for it */
 	WorkerPost	worker;
 } BatchSlot;
 
@@ -516,7 +516,7 @@ batch_outlook(const BatchTail *left)
 	for (int i = 0; i < left->nopen; i++)
 		if (!lock_is_held(LOCK_BATCH, left->open[i]))
 			return BATCH_READY;
-	/* moved on by a transaction that closed something by hand, and maybe failed */
+	/* of who has closed something by hand, and maybe failed */
 	for (int64 number = left->high + 1; number < current; number++)
 		if (!lock_is_held(LOCK_BATCH, number))
 			return BATCH_READY;

@@ -285,7 +285,8 @@ scan_refuse_during_restore(Oid ledger)
 			continue;
 		if (partition_is_month(relid))
 			refuse_restored(relid, true);
-		bare = relid;
+		if (!OidIsValid(bare))
+			bare = relid;
 	}
 	if (OidIsValid(bare))
 	{

@@ -29,7 +29,7 @@ typedef struct RowSearch
 /* A row that is found, as long as it is looked at. */
 typedef struct CountedRow
 {
-	const text *ids[NUM_SCOPES];	/* whose it is; NULL for nobody's, and of all */
+	const text *ids[NUM_SCOPES];	/* whose it is, or NULL */
 	int64		batch;
 	TimestampTz ts;
 	TimestampTz charged_at;

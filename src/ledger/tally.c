@@ -354,7 +354,7 @@ is_all(const BatchTail *tail)
 static void
 add_tail(const Sums *sums, const BatchTail *tail, int64 last_batch)
 {
-	TailRows	rows = {.sums = sums, .last_batch = last_batch};
+	TailRows	rows = {sums, {false}, last_batch};
 	int			longest = -1;
 
 	for (int i = 0; i < sums->list->count; i++)
@@ -428,9 +428,12 @@ tally_subjects(const SubjectList *list, TimestampTz ts, const int longest[MAX_SU
 			   int64 last_batch, Tally tallies[MAX_SUBJECTS])
 {
 	Oid			ledger = ledger_oid();
-	Sums		sums = {.ledger = ledger, .list = list, .tallies = tallies};
+	Sums		sums;
 	BatchTail	tail;
 
+	sums.ledger = ledger;
+	sums.list = list;
+	sums.tallies = tallies;
 	for (int period = 0; period < NUM_PERIODS; period++)
 	{
 		sums.starts[period] = period_start(period, ts);
@@ -482,7 +485,8 @@ add_rated_row(const CountedRow *row, void *arg)
 	{
 		if (rows->count == rows->room)
 			rows->tallies = repalloc(rows->tallies, sizeof(RateTally) * (rows->room *= 2));
-		rows->tallies[rows->count++] = (RateTally) {window, 0};
+		rows->tallies[rows->count].window = window;
+		rows->tallies[rows->count++].calls = 0;
 	}
 	rows->tallies[rows->count - 1].calls++;
 }
@@ -511,7 +515,10 @@ merge_windows(RateTally *tallies, int count)
 int
 tally_rate(const char *agent_id, int64 permission_id, int64 first, RateTally **tallies)
 {
-	RateRows	rows = {.permission_id = permission_id, .room = RATE_WINDOWS};
+	RateRows	rows = {
+		.permission_id = permission_id,
+		.room = RATE_WINDOWS,
+	};
 	RowSearch	search = {
 		.kind = SCAN_AGENT,
 		.since = first * RATE_WINDOW,

@@ -172,8 +172,8 @@ know_table(StraightTable *straight)
 {
 	if (straight->known == RelationGetRelid(straight->table))
 		return;
-	straight->known = RelationGetRelid(straight->table);	/* may be invalidated from
-															 * here on */
+	/* it may be invalidated from here on */
+	straight->known = RelationGetRelid(straight->table);
 	straight->index_id = InvalidOid;
 	if (is_plain(straight->table) && map_columns(straight))
 		straight->index_id = find_index(straight);

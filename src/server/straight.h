@@ -31,7 +31,7 @@ typedef struct StraightTable
 	bool		registered;
 	struct StraightTable *next;
 	Oid			relid;			/* InvalidOid: to be looked up */
-	Oid			known;			/* the table that the rest is about, if that still holds */
+	Oid			known;			/* the table that the rest is about */
 	AttrNumber	attnums[MAX_STRAIGHT_COLUMNS];
 	Oid			index_id;		/* InvalidOid: only a statement will do */
 

@@ -136,6 +136,7 @@ for my $how (qw(immediate fast))
 	$node->stop($how);
 	$node->start;
 	$two = Session->new($node);
+	is($node->safe_psql('postgres', call('b', 0) =~ s/, tokens_remaining//r), 'allowed', 'another call opens a batch');
 	is($node->safe_psql('postgres', "SELECT string_agg(w::text, ' ') FROM wrong w"), '', "after a restart ($how)");
 	is($node->safe_psql('postgres', call('a', 0)), 'allowed|' . ($how eq 'immediate' ? 660 : 659), 'and at the first call');
 }
