@@ -19,7 +19,7 @@ my $member = q{pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension':
 my $known = q{(SELECT array_agg(concat_ws(' ', a.grantor::regrole, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, a.privilege_type, a.is_grantable) ORDER BY 1) FROM aclexplode(acl) a WHERE a.grantee IN (0, owner, 'pg_monitor'::regrole))};
 my $relation = qq{(SELECT c.* FROM pg_class c WHERE c.oid IN (SELECT d.objid FROM $member AND d.classid = 'pg_class'::regclass))};
 my %catalog = (
-	'version and configuration' => q{SELECT extversion, extowner::regrole, extrelocatable, extcondition, ARRAY(SELECT c::regclass FROM unnest(extconfig) c) FROM pg_extension WHERE extname = 'kavach'},
+	'version and configuration' => q{SELECT extversion, extowner::regrole, extrelocatable, extcondition, ARRAY(SELECT c::regclass FROM unnest(extconfig) c ORDER BY c::regclass::text) FROM pg_extension WHERE extname = 'kavach'},
 	members => qq{SELECT pg_describe_object(d.classid, d.objid, 0) FROM $member},
 	functions => qq{SELECT pg_get_functiondef(p.oid), p.proowner::regrole, obj_description(p.oid, 'pg_proc') FROM pg_proc p WHERE p.oid IN (SELECT d.objid FROM $member AND d.classid = 'pg_proc'::regclass)},
 	'rights on functions' => qq{SELECT oid::regprocedure, $known FROM (SELECT oid, coalesce(proacl, acldefault('f', proowner)) AS acl, proowner AS owner FROM pg_proc) p WHERE oid IN (SELECT d.objid FROM $member AND d.classid = 'pg_proc'::regclass)},
