@@ -20,15 +20,20 @@ BEGIN ATOMIC
          l.tokens_cost, l.settles, l.request_id, l.provider, l.model,
          l.tokens_input, l.tokens_output, l.tokens_cache_read, l.tokens_cache_write,
          l.cost, l.metadata
-    FROM kavach.ledger l
+    FROM (SELECT n.*
+            FROM kavach.no_rows(kavach.kept_since(kavach.range_start(kavach_export.since, kavach_export.until), kavach_export.until),
+                                NULL::kavach.ledger) n
+           UNION ALL
+          SELECT * FROM kavach.ledger) l
    WHERE l.ts >= kavach.range_start(kavach_export.since, kavach_export.until)
+     AND l.ts >= kavach.kept_since(kavach_export.since, kavach_export.until)
      AND l.ts < coalesce(kavach_export.until, 'infinity');
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_export(timestamptz, timestamptz) IS
 'The ledger''s rows from since (inclusive) to until (exclusive) for COPY (SELECT * FROM kavach_export(...)) TO ... (FORMAT csv, HEADER); NULL for no bound.
-The columns are those of kavach.audit_log; ts is ISO 8601 UTC text whatever TimeZone and DateStyle. Rows come in no particular order: add ORDER BY id where it matters.
-Errors: 22023 where since is after until.';
+The columns are those of kavach.audit_log; ts is ISO 8601 UTC text whatever TimeZone and DateStyle. Rows come in no particular order: add ORDER BY id where it matters. Without since: from the end of the last month on that was dropped.
+Errors: 22023 where since is after until; KV005 in a month that was dropped.';
 
 CREATE FUNCTION @extschema@.kavach_export_json(
   since timestamptz DEFAULT NULL,
@@ -42,4 +47,4 @@ END;
 COMMENT ON FUNCTION @extschema@.kavach_export_json(timestamptz, timestamptz) IS
 'As kavach_export, one JSON object a row. COPY''s text format doubles backslashes; what keeps JSON lines whole is
 COPY (SELECT * FROM kavach_export_json(...)) TO ... (FORMAT csv, QUOTE E''\x01'', DELIMITER E''\x02''), as JSON has neither of the two.
-Errors: 22023 where since is after until.';
+Errors: 22023 where since is after until; KV005 in a month that was dropped.';

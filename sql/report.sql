@@ -43,24 +43,27 @@ CREATE FUNCTION kavach.audit_page(
   max_rows  int,
   before    uuid)
 RETURNS SETOF kavach.ledger
-LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100
+LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 100
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-  lower CONSTANT timestamptz := kavach.range_start(since, until);
-  upper CONSTANT timestamptz := least(until, kavach.uuid7_ts(before) + interval '1 ms', 'infinity');
+  upper timestamptz := least(until, kavach.uuid7_ts(before) + interval '1 ms', 'infinity');
+  lower timestamptz := kavach.kept_since(kavach.range_start(since, until), upper);
   wanted int := max_rows;
   found_rows int;
+  tail record;
+  tail_days date[];
+  tail_agents text[];
   sums int := 16;  -- of how many sums of days the rows are looked for at once
   first_day date;
-  last_day date := 'infinity';  -- what is of later days is found already
+  last_day date := (upper AT TIME ZONE 'UTC')::date + 1;  -- what is from here on is found already
   share record;
 BEGIN
   IF audit_page.agent_id IS NOT NULL THEN
     RETURN QUERY
       SELECT l.*
-        FROM kavach.ledger l
+        FROM kavach.audit_log l
        WHERE l.agent_id = audit_page.agent_id AND l.ts >= lower AND l.ts < upper
          AND (audit_page.before IS NULL OR l.id < audit_page.before)
          AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
@@ -72,34 +75,43 @@ BEGIN
     RETURN;
   END IF;
 
+  SELECT coalesce(max(t.high), -1) AS high, coalesce(max(t.open), '{}') AS open INTO tail FROM kavach.tail t;
+  SELECT array_agg(t.day), array_agg(t.agent_id) INTO tail_days, tail_agents
+    FROM (SELECT DISTINCT (l.ts AT TIME ZONE 'UTC')::date AS day, l.agent_id
+            FROM kavach.audit_log l
+           WHERE (l.batch > tail.high AND l.batch <= 9223372036854775807 OR l.batch = ANY (tail.open))
+             AND l.ts >= lower AND l.ts < upper
+             AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
+             AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)) t;
+
   WHILE wanted > 0 AND last_day > '-infinity' LOOP
-    SELECT p.day INTO first_day
-      FROM kavach.usage_part p
-     WHERE p.part = 'daily' AND p.day < last_day
-       AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
-       AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
-       AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)
-     ORDER BY p.day DESC
+    SELECT d.day INTO first_day
+      FROM kavach.usage_daily d
+     WHERE d.day >= (lower AT TIME ZONE 'UTC')::date AND d.day < last_day
+       AND (audit_page.user_id IS NULL OR d.user_id = audit_page.user_id)
+       AND (audit_page.tenant_id IS NULL OR d.tenant_id = audit_page.tenant_id)
+     ORDER BY d.day DESC
     OFFSET sums - 1 LIMIT 1;
     first_day := coalesce(first_day, '-infinity');
+    lower := greatest(kavach.range_start(since, until), first_day::timestamp AT TIME ZONE 'UTC');
+    upper := least(upper, last_day::timestamp AT TIME ZONE 'UTC');
 
-    SELECT s.calls, s.is_unknown,
-           CASE WHEN s.calls > 1000 THEN
-             (SELECT sum(p.calls) FROM kavach.usage_part p
-               WHERE p.part = 'daily' AND p.day >= first_day AND p.day < last_day AND p.day <= (upper AT TIME ZONE 'UTC')::date) END AS all_calls
+    SELECT s.calls, s.is_unknown, CASE WHEN s.calls > 1000 THEN
+             (SELECT sum(d.calls) FROM kavach.usage_daily d WHERE d.day >= first_day AND d.day < last_day) END AS all_calls
       INTO share
-      FROM (SELECT sum(p.calls) AS calls, bool_or(p.agent_id IS NULL) AS is_unknown
-              FROM kavach.usage_part p
-             WHERE p.part IN ('daily', 'tail') AND p.day >= first_day AND p.day < last_day
-               AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
-               AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
-               AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)) s;
+      FROM (SELECT sum(d.calls) AS calls, coalesce(bool_or(d.agent_id IS NULL), false) AS is_unknown
+              FROM kavach.usage_daily d
+             WHERE d.day >= greatest(first_day, (lower AT TIME ZONE 'UTC')::date) AND d.day < last_day
+               AND (audit_page.user_id IS NULL OR d.user_id = audit_page.user_id)
+               AND (audit_page.tenant_id IS NULL OR d.tenant_id = audit_page.tenant_id)) s;
 
-    IF share.is_unknown OR share.all_calls * wanted < share.calls * share.calls THEN
+    -- how many rows there are to pass over until the page is full, against all of theirs; with a filter it may never be
+    IF share.is_unknown OR share.all_calls < 4 * share.calls
+       OR (audit_page.actions IS NULL AND audit_page.result IS NULL AND share.all_calls * wanted < share.calls * share.calls) THEN
       RETURN QUERY
         SELECT l.*
-          FROM kavach.ledger l
-         WHERE l.ts >= greatest(lower, first_day::timestamp AT TIME ZONE 'UTC') AND l.ts < least(upper, last_day::timestamp AT TIME ZONE 'UTC')
+          FROM kavach.audit_log l
+         WHERE l.ts >= lower AND l.ts < upper
            AND (audit_page.before IS NULL OR l.id < audit_page.before)
            AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
            AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)
@@ -110,24 +122,26 @@ BEGIN
     ELSE
       RETURN QUERY
         SELECT l.*
-          FROM (SELECT DISTINCT p.day, p.agent_id
-                  FROM kavach.usage_part p
-                 WHERE p.part IN ('daily', 'tail') AND p.day >= first_day AND p.day < last_day
-                   AND p.day >= (lower AT TIME ZONE 'UTC')::date AND p.day <= (upper AT TIME ZONE 'UTC')::date
-                   AND (audit_page.user_id IS NULL OR p.user_id = audit_page.user_id)
-                   AND (audit_page.tenant_id IS NULL OR p.tenant_id = audit_page.tenant_id)) d
+          FROM (SELECT d.day, d.agent_id
+                  FROM kavach.usage_daily d
+                 WHERE d.day >= greatest(first_day, (lower AT TIME ZONE 'UTC')::date) AND d.day < last_day
+                   AND (audit_page.user_id IS NULL OR d.user_id = audit_page.user_id)
+                   AND (audit_page.tenant_id IS NULL OR d.tenant_id = audit_page.tenant_id)
+                 UNION
+                SELECT t.day, t.agent_id
+                  FROM unnest(tail_days, tail_agents) AS t (day, agent_id)
+                 WHERE t.day >= first_day AND t.day < last_day) d
          CROSS JOIN LATERAL
-               (SELECT *
-                  FROM kavach.ledger a
-                 WHERE a.agent_id = d.agent_id
+               (SELECT a.*
+                  FROM kavach.audit_log a
+                 WHERE a.agent_id = d.agent_id AND a.ts >= lower AND a.ts < upper
                    AND a.ts >= d.day::timestamp AT TIME ZONE 'UTC' AND a.ts < (d.day + 1)::timestamp AT TIME ZONE 'UTC'
+                   AND (audit_page.before IS NULL OR a.id < audit_page.before)
+                   AND (audit_page.user_id IS NULL OR a.user_id = audit_page.user_id)
+                   AND (audit_page.tenant_id IS NULL OR a.tenant_id = audit_page.tenant_id)
+                   AND (audit_page.actions IS NULL OR a.action = ANY (audit_page.actions))
+                   AND (audit_page.result IS NULL OR a.result = audit_page.result)
                 OFFSET 0) l
-         WHERE l.ts >= lower AND l.ts < upper
-           AND (audit_page.before IS NULL OR l.id < audit_page.before)
-           AND (audit_page.user_id IS NULL OR l.user_id = audit_page.user_id)
-           AND (audit_page.tenant_id IS NULL OR l.tenant_id = audit_page.tenant_id)
-           AND (audit_page.actions IS NULL OR l.action = ANY (audit_page.actions))
-           AND (audit_page.result IS NULL OR l.result = audit_page.result)
          ORDER BY l.id DESC
          LIMIT wanted;
     END IF;
@@ -171,6 +185,7 @@ BEGIN ATOMIC
       OR (NOT l.is_page
           AND NOT kavach.is_page(kavach_query_audit.agent_id, kavach_query_audit.user_id, kavach_query_audit.tenant_id, kavach_query_audit.max_rows)
           AND l.ts >= kavach.range_start(kavach_query_audit.since, kavach_query_audit.until)
+          AND l.ts >= kavach.kept_since(kavach_query_audit.since, least(kavach_query_audit.until, kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms'))
           AND l.ts < coalesce(kavach_query_audit.until, 'infinity')
           AND l.ts < coalesce(kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms', 'infinity')
           AND (kavach_query_audit.before IS NULL OR l.id < kavach_query_audit.before)
@@ -180,13 +195,16 @@ BEGIN ATOMIC
           AND (kavach_query_audit.actions IS NULL OR l.action = ANY (kavach_query_audit.actions))
           AND (kavach_query_audit.result IS NULL OR l.result = kavach_query_audit.result))
    ORDER BY l.id DESC
-   LIMIT kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result);
+   LIMIT CASE WHEN kavach.kept_since(kavach.range_start(kavach_query_audit.since, kavach_query_audit.until),
+                                     least(kavach_query_audit.until, kavach.uuid7_ts(kavach_query_audit.before) + interval '1 ms')) IS NOT NULL
+         THEN kavach.audit_limit(kavach_query_audit.max_rows, kavach_query_audit.actions, kavach_query_audit.result) END;
 END;
 
 COMMENT ON FUNCTION @extschema@.kavach_query_audit(text, text, text, timestamptz, timestamptz, text[], text, int, uuid) IS
 'Ledger rows, newest first. Every argument narrows, NULL does not: agent_id, user_id, tenant_id; since (inclusive) and until (exclusive);
 actions: any of these; result: allowed, denied or rate_limited; max_rows: at most so many; before: rows older than this id, to page.
-Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows.';
+Without since: from the end of the last month on that was dropped.
+Errors: 22004 a NULL among the actions; 22023 where since is after until, for an unknown result and for an empty list of actions; 2201W negative max_rows; KV005 in a month that was dropped.';
 
 -- Whether anybody has settled a call is asked call by call, and each call is fetched by its
 -- id, whatever the planner would take these to be: as many as are open, which it cannot know.
@@ -382,26 +400,34 @@ BEGIN ATOMIC
       OR (p.part = 'row'
           AND (p.ts >= usage_between.since
                AND p.ts < kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)
-               AND (p.id >= kavach.uuid7_since(usage_between.since)
-                    AND p.id < kavach.uuid7_until(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0))
-                    OR p.id >= kavach.uuid7_since('-infinity')
-                    AND p.id < kavach.uuid7_since(usage_between.since, true)
-                    OR p.id >= kavach.uuid7_until(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0), true)
-                    AND p.id <= kavach.uuid7_until('infinity'))
                OR p.ts >= kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3)
-               AND p.ts < usage_between.until
-               AND (p.id >= kavach.uuid7_since(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3))
-                    AND p.id < kavach.uuid7_until(usage_between.until)
-                    OR p.id >= kavach.uuid7_since('-infinity')
-                    AND p.id < kavach.uuid7_since(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3), true)
-                    OR p.id >= kavach.uuid7_until(usage_between.until, true)
-                    AND p.id <= kavach.uuid7_until('infinity'))));
+               AND p.ts < usage_between.until)
+          AND (p.id >= kavach.uuid7_since(usage_between.since)
+               AND p.id < kavach.uuid7_until(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0))
+               OR p.id >= kavach.uuid7_since(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3))
+               AND p.id < kavach.uuid7_until(usage_between.until)
+               -- by hand
+               OR p.id >= kavach.uuid7_since('-infinity')
+               AND p.id < kavach.uuid7_since(CASE WHEN isfinite(usage_between.since) THEN usage_between.since
+                                                  ELSE kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) END, true)
+               OR p.id >= kavach.uuid7_until(CASE WHEN isfinite(usage_between.until) THEN usage_between.until
+                                                  ELSE kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) END, true)
+               AND p.id <= kavach.uuid7_until('infinity')))
+   UNION ALL
+  SELECT n.*
+    FROM kavach.no_rows(kavach.require_months(usage_between.since, kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)),
+                        NULL::kavach.usage_part) n
+   UNION ALL
+  SELECT n.*
+    FROM kavach.no_rows(kavach.require_months(kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3), usage_between.until),
+                        NULL::kavach.usage_part) n;
 END;
 
 COMMENT ON FUNCTION kavach.usage_between(timestamptz, timestamptz, text) IS
 'What the ledger''s rows from since (inclusive) to until (exclusive) add up to, in pieces: whole UTC months and days as sums, pieces of days as rows, and the rows that are not in the sums yet. Neither bound is NULL; infinity leaves a side open. Every report sums these.
 whole: monthly; daily, where days are to be told apart; NULL: rows alone.
-The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of a time outside that month.';
+The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of no time in the months of the range.
+Error KV005 where rows of a month that was dropped are needed.';
 
 CREATE VIEW kavach.usage_by_agent AS
 SELECT agent_id,
@@ -631,7 +657,7 @@ group_by: any of tenant, user, agent, provider, model, action, resource, and met
 bucket: hour, day or month (bucket_start: UTC) or none. fill_gaps: every group that there is in the range has a row for each bucket, of zeros where it has no usage; needs both bounds.
 Months, days, tenants, users, agents, providers and models are summed up beforehand. Hours, actions, resources and metadata only the rows of the ledger know: that takes as long as there are rows in the range.
 By provider or model, what is not settled, or was recorded without one, is NULL. calls, denied, calls_without_cost and tokens_cost are those of kavach_cost_by_agent; token classes and cost are as far as known.
-Errors: 22023 an unknown group or bucket, since after until, gaps without bucket or bounds; 22004 a NULL among the groups.';
+Errors: 22023 an unknown group or bucket, since after until, gaps without bucket or bounds; 22004 a NULL among the groups. KV005 what only rows know, of a month that was dropped.';
 
 -- What applications show in their own pages: as the tables, with the owner's rights.
 

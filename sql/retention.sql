@@ -51,6 +51,14 @@ AS 'MODULE_PATHNAME', 'kavach_kept_since';
 COMMENT ON FUNCTION kavach.kept_since(timestamptz, timestamptz) IS
   'The lower bound of a list of rows: since; where that is NULL or -infinity, the end of the last dropped month before until. Error KV005 where a month between was dropped, or until is before there are any.';
 
+CREATE FUNCTION kavach.no_rows(checked timestamptz, "row" anyelement)
+RETURNS SETOF anyelement
+LANGUAGE c STABLE PARALLEL SAFE ROWS 1
+AS 'MODULE_PATHNAME', 'kavach_no_rows';
+
+COMMENT ON FUNCTION kavach.no_rows(timestamptz, anyelement) IS
+  'No rows, of a type: has the former argument evaluated, kavach.require_months or kavach.kept_since, in a query that may come to look at no row of the ledger.';
+
 CREATE FUNCTION kavach.apply_retention()
 RETURNS boolean
 LANGUAGE c VOLATILE

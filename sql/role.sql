@@ -14,7 +14,7 @@ DECLARE
   reader CONSTANT text[] := ARRAY[
     'kavach_query_audit', 'kavach_cost_by_agent', 'kavach_cost_by_user', 'kavach_cost_by_day',
     'kavach_billing_report', 'kavach_usage_report', 'kavach_export', 'kavach_export_json',
-    'range_start', 'range_edge', 'require_months', 'kept_since', 'audit_limit', 'is_page', 'audit_page', 'month_start', 'month_end', 'uuid7_ts', 'uuid7_since', 'uuid7_until',
+    'range_start', 'range_edge', 'require_months', 'kept_since', 'no_rows', 'audit_limit', 'is_page', 'audit_page', 'month_start', 'month_end', 'uuid7_ts', 'uuid7_since', 'uuid7_until',
     'usage_between', 'usage_grouped', 'report_whole', 'groups_by', 'label_keys', 'check_report', 'charged_at', 'clock_now', 'windows', 'limit_keys',
     'of_scope', 'current_usage', 'read_counters', 'read_counter_stats', 'read_cache_stats', 'read_worker', 'batch_holders'];
   admin CONSTANT text[] := app || reader || ARRAY[

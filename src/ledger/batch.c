@@ -72,7 +72,7 @@ typedef struct BatchSlot
 	pg_atomic_uint64 current;
 	pg_atomic_uint64 first;		/* the first number since the server's start */
 	pg_atomic_uint64 by_hand;	/* the last that a row put in by hand has got */
-	pg_atomic_uint32 used;		/* whether anybody has registered since */
+	pg_atomic_uint32 used;		/* whether anybody has registered for it */
 	WorkerPost	worker;
 } BatchSlot;
 
@@ -128,7 +128,14 @@ batch_shmem_startup(void)
 static int64
 draw_number(void)
 {
-	return nextval_internal(get_relname_relid("batch_number", get_namespace_oid("kavach", false)), false);
+	Oid			sequence = get_relname_relid("batch_number", get_namespace_oid("kavach", false));
+
+	if (!OidIsValid(sequence))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the sequence kavach.batch_number does not exist"),
+				 errhint("Library and extension are of different versions: ALTER EXTENSION kavach UPDATE.")));
+	return nextval_internal(sequence, false);
 }
 
 /* This database's slot, or the first free one; NULL where there is none. */
@@ -518,7 +525,7 @@ batch_outlook(const BatchTail *left)
 	for (int i = 0; i < left->nopen; i++)
 		if (!lock_is_held(LOCK_BATCH, left->open[i]))
 			return BATCH_READY;
-	/* moved on by a transaction that closed something by hand, and maybe failed */
+	/* of who has closed something by hand, and maybe failed */
 	for (int64 number = left->high + 1; number < current; number++)
 		if (!lock_is_held(LOCK_BATCH, number))
 			return BATCH_READY;

@@ -20,7 +20,7 @@ typedef struct BatchTail
 
 typedef enum BatchOutlook
 {
-	BATCH_NONE,					/* nothing is open, but the current one, unused */
+	BATCH_NONE,					/* nothing is open */
 	BATCH_HELD,					/* all that is open is somebody's */
 	BATCH_READY					/* something can be closed */
 } BatchOutlook;

@@ -20,6 +20,7 @@
 #include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 #include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
@@ -47,6 +48,7 @@ typedef struct DroppedMonth
 
 ENTRY_POINT(kavach_require_months, 2, 0);
 ENTRY_POINT(kavach_kept_since, 2, 0);
+ENTRY_POINT(kavach_no_rows, 2, 0);
 
 static DroppedMonth
 read_month(TupleTableSlot *slot)
@@ -178,7 +180,7 @@ find_bound(TimestampTz since, TimestampTz until, bool open, Snapshot snapshot)
 {
 	DroppedMonth last;
 
-	if (!find_last(since, until, snapshot, &last))
+	if (since >= until || !find_last(since, until, snapshot, &last))
 		return since;
 	if (!open || last.end >= until)
 		report_dropped(&last,
@@ -222,4 +224,17 @@ static Datum
 kavach_kept_since_checked(PG_FUNCTION_ARGS)
 {
 	return answer_bound(fcinfo, true);
+}
+
+/*
+ * SQL: kavach.no_rows(checked, row)
+ *
+ * A bound is not evaluated where the planner sees that no partition has rows
+ * within it; the argument of this is.
+ */
+static Datum
+kavach_no_rows_checked(PG_FUNCTION_ARGS)
+{
+	((ReturnSetInfo *) fcinfo->resultinfo)->isDone = ExprEndResult;
+	PG_RETURN_NULL();
 }

@@ -76,7 +76,7 @@ static struct
 	ExprContext *econtext;		/* for checks and predicates, of that */
 	AttrNumber *required;		/* columns that are NOT NULL */
 	int			nrequired;
-	ExprState **checks;			/* its CHECKs that a row may not fulfil, compiled */
+	ExprState **checks;			/* CHECKs that a row may fail, compiled */
 	int			nchecks;
 	TargetIndex *indexes;
 	int			nindexes;
@@ -467,7 +467,7 @@ insert_directly(const RowValues *row)
 	ResetExprContext(target.econtext);
 	if (!fulfils_constraints())
 		report_constraint(partition);
-	/* as table_tuple_insert does, without the copy that it has the slot make first */
+	/* as table_tuple_insert does, but for a copy that it has the slot make */
 	tuple = heap_form_tuple(slot->tts_tupleDescriptor, slot->tts_values, slot->tts_isnull);
 	tuple->t_tableOid = target.relid;
 	heap_insert(partition, tuple, GetCurrentCommandId(true), 0, NULL);

@@ -50,6 +50,7 @@
 #include "ledger/months.h"
 #include "ledger/partition.h"
 #include "ledger/takeout.h"
+#include "ledger/worker.h"
 #include "server/argument.h"
 #include "server/clock.h"
 #include "server/errors.h"
@@ -123,20 +124,6 @@ typedef struct Work
 	char	   *blockers;
 	List	   *due;			/* all that are to be seen to */
 } Work;
-
-static void
-pin_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"statement_timeout", "0"},
-	};
-
-	for (int i = 0; i < (int) lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-}
 
 /* A little longer than it takes until an autovacuum gives way. */
 static void
@@ -401,7 +388,7 @@ kavach_retention_main(Datum arg)
 	memcpy(&work.order, MyBgworkerEntry->bgw_extra, sizeof(work.order));
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
-	pin_settings();
+	worker_pin_settings();
 	BackgroundWorkerInitializeConnectionByOid(work.order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
 	pin_lock_timeout();
 	(void) MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "kavach retention", ALLOCSET_DEFAULT_SIZES));
@@ -622,7 +609,7 @@ static void
 put_off(bool failed)
 {
 	standing.minutes = failed ? Min(Max(2 * standing.minutes, 1), MINS_PER_HOUR) : 0;
-	standing.next = GetCurrentTimestamp() + Max(standing.minutes, 1) * USECS_PER_MINUTE;
+	standing.next = GetCurrentTimestamp() + standing.minutes * USECS_PER_MINUTE;
 }
 
 /* Whether the last worker is still at it; what it has answered is looked at when it has ended. */
@@ -646,13 +633,24 @@ is_running(void)
 	return false;
 }
 
+/* Of a worker that is started now, as this one may have been for long. */
+static int
+present_retention(void)
+{
+	char	   *value = takeout_database_setting();
+	int			minutes;
+
+	return value != NULL && parse_int(value, &minutes, GUC_UNIT_MIN, NULL) ? minutes : retention;
+}
+
 static bool
 is_anything_due(Oid ledger)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "kavach retention", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
+	int			minutes = present_retention();
 	bool		due = takeout_unfinished(ledger) != NIL ||
-		(retention > 0 && takeout_older_than(ledger, retention) != NIL);
+		(minutes > 0 && takeout_older_than(ledger, minutes) != NIL);
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
@@ -660,8 +658,8 @@ is_anything_due(Oid ledger)
 }
 
 /*
- * Called outside of a transaction, about once a minute, by the worker that is
- * there anyway: has months taken out that are due, and waits for nothing.
+ * Called outside of a transaction, once in a while, by the worker that is there
+ * anyway: has months taken out that are due, and waits for nothing.
  */
 void
 retention_tend(Oid ledger)
@@ -672,10 +670,7 @@ retention_tend(Oid ledger)
 	};
 	MemoryContext context;
 
-	if (is_running() || GetCurrentTimestamp() < standing.next)
-		return;
-	put_off(false);
-	if (!is_anything_due(ledger))
+	if (is_running() || GetCurrentTimestamp() < standing.next || !is_anything_due(ledger))
 		return;
 	context = MemoryContextSwitchTo(TopMemoryContext);
 	standing.running = start_worker(&order, &standing.ordered);

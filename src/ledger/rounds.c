@@ -70,8 +70,9 @@
 #define MS_PER_MINUTE	(60 * 1000)
 #define MS_PER_HOUR		(60 * 60 * 1000)
 
-#define IDLE_ROUNDS		3		/* in which nothing was open, before the worker ends */
-#define HELD_PATIENCE	MS_PER_SECOND	/* between looks at what others hold, if the interval is shorter */
+#define IDLE_ROUNDS		3		/* with nothing open, and the worker ends */
+#define HELD_PATIENCE	MS_PER_SECOND	/* between looks at what others hold */
+#define MONTH_PATIENCE	(5 * MS_PER_SECOND)	/* while somebody else is at it */
 #define RETIRE_INTERVAL	(10 * MS_PER_MINUTE)
 #define PRUNE_INTERVAL	(6 * MS_PER_HOUR)
 #define PRUNE_SUBJECTS	1000	/* at a time */
@@ -93,10 +94,10 @@ static int64 prune_rollups(void);
 static int64 retire_months(void);
 
 static Task tasks[] = {
-	{.activity = "closing batches of the ledger", .run = close_batches},
-	{.activity = "making a partition of the ledger", .run = make_month_ahead},
-	{.activity = "pruning the ledger's rollups", .run = prune_rollups},
-	{.activity = "retiring months of the ledger", .run = retire_months},
+	{"closing batches of the ledger", close_batches, 0, 0, 0},
+	{"making a partition of the ledger", make_month_ahead, 0, 0, 0},
+	{"pruning the ledger's rollups", prune_rollups, 0, 0, 0},
+	{"retiring months of the ledger", retire_months, 0, 0, 0},
 };
 
 #define CLOSING (&tasks[0])
@@ -255,7 +256,7 @@ make_month_ahead(void)
 		announce_ledger(ledger);
 		end_work();
 	}
-	return there ? MS_PER_HOUR : MS_PER_MINUTE;
+	return there ? MS_PER_HOUR : MONTH_PATIENCE;
 }
 
 /* Some subjects at a time; all of them once in a while, by whichever worker. */
@@ -413,7 +414,7 @@ static void
 heed_signals(void)
 {
 	if (ProcDiePending)
-		proc_exit(0);			/* without a word in the log: nothing is under way */
+		proc_exit(0);			/* nothing is under way to tell of */
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
@@ -447,7 +448,7 @@ is_at_rest(void)
 	if (OidIsValid(ledger))
 		return idle_rounds >= IDLE_ROUNDS && pruned_to == NULL && batch_leave_post(post);
 
-	/* there is no extension any more; unless it has been made anew just now, and is being used */
+	/* the extension is gone; unless it is there anew, and being used */
 	pg_atomic_write_u32(&post->pid, 0);
 	pg_memory_barrier();
 	(void) begin_work("looking for the ledger");
@@ -526,8 +527,12 @@ wanted_database(Node *statement)
 			return ((RenameStmt *) statement)->renameType == OBJECT_DATABASE ? ((RenameStmt *) statement)->subname : NULL;
 		case T_CreatedbStmt:
 			foreach(cell, ((CreatedbStmt *) statement)->options)
-				if (strcmp(lfirst_node(DefElem, cell)->defname, "template") == 0 && lfirst_node(DefElem, cell)->arg != NULL)
-					return defGetString(lfirst_node(DefElem, cell));
+			{
+				DefElem    *option = lfirst_node(DefElem, cell);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg != NULL)
+					return defGetString(option);
+			}
 			return NULL;
 		default:
 			return NULL;

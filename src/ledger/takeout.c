@@ -656,6 +656,32 @@ takeout_older_than(Oid ledger, int keep_minutes)
 	return months;
 }
 
+static Statement read_setting = {
+	.sql = "SELECT split_part(c, '=', 2)"
+	"  FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS c"
+	" WHERE s.setrole = 0 AND s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())"
+	"   AND c LIKE 'kavach.retention=%'",
+};
+
+/* kavach.retention as the database has it now, which a worker that has been there longer does not know; or NULL. */
+char *
+takeout_database_setting(void)
+{
+	OwnerRights owner;
+	char	   *value = NULL;
+
+	begin_step("looking for months to take out of the ledger");
+	if (OidIsValid(find_ledger()))
+	{
+		query_begin(&owner);
+		if (query_select(&read_setting, NULL, NULL) > 0)
+			value = query_text(0, 1);
+		query_end(&owner);
+	}
+	end_step();
+	return value;
+}
+
 /* ---- who is in the way ---- */
 
 static Statement find_blockers = {

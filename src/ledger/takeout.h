@@ -47,6 +47,7 @@ extern void takeout_begin(const Takeout *takeout);
 extern bool takeout_finish(Oid ledger, TimestampTz month, bool patient);
 extern List *takeout_unfinished(Oid ledger);
 extern List *takeout_older_than(Oid ledger, int keep_minutes);
+extern char *takeout_database_setting(void);
 extern char *takeout_blockers(Oid ledger);
 
 #endif							/* TAKEOUT_H */

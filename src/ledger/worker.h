@@ -10,9 +10,9 @@
 
 #include "port/atomics.h"
 
-/* What others want of a worker. */
-#define WISH_ROUND	0x01		/* look at once what there is to do */
-#define WISH_LEAVE	0x02		/* end, as somebody wants the database for himself */
+/* What others wish of a worker. */
+#define WISH_ROUND	0x01		/* to look at once what there is to do */
+#define WISH_LEAVE	0x02		/* to end: they want the database alone */
 
 /*
  * The post of a database's worker (rounds.c), in shared memory; all zero where
@@ -22,10 +22,10 @@
 typedef struct WorkerPost
 {
 	pg_atomic_uint32 pid;		/* of who holds it; 0: nobody */
-	pg_atomic_uint32 coming;	/* whether somebody has been started for it */
+	pg_atomic_uint32 coming;	/* whether one has been started for it */
 	pg_atomic_uint32 wishes;	/* of others: WISH_... */
-	pg_atomic_uint64 next_start;	/* not to be started before, if nobody holds it */
-	pg_atomic_uint64 refused_at;	/* when the log was told that there was no room for it */
+	pg_atomic_uint64 next_start;	/* none is started before */
+	pg_atomic_uint64 refused_at;	/* when the log was told of it */
 
 	/* what the worker tells, beside what pg_stat_activity shows */
 	pg_atomic_uint64 closed_at; /* when batches were closed last */

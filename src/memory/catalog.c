@@ -552,8 +552,9 @@ complete_profile(Lookup *lookup)
 	const Part *agent;
 
 	copy_parts(lookup, SCOPE_AGENT);
+	/* that there is no such agent is an answer, too */
 	if (!complete(lookup))
-		return lookup->parts[SCOPE_AGENT] == NULL;	/* it is known that there is none */
+		return lookup->parts[SCOPE_AGENT] == NULL;
 	agent = lookup->parts[SCOPE_AGENT];
 	want_others(lookup);
 	copy_parts(lookup, SCOPE_USER);

@@ -16,17 +16,17 @@ SELECT is(pg_get_function_arguments(oid), arguments, proname)
   ) AS t (name, arguments) LEFT JOIN member_function ON proname = name;
 SELECT results_eq(
   $$SELECT proname::text COLLATE "default" FROM member_function WHERE proname LIKE 'kavach\_%' ORDER BY proname::text COLLATE "C"$$,
-  $$VALUES ('kavach_adjust'), ('kavach_authorize'), ('kavach_billing_report'), ('kavach_check_budget'), ('kavach_cost_by_agent'), ('kavach_cost_by_day'),
-           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_months'), ('kavach_create_policy'), ('kavach_drop_agent'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
+  $$VALUES ('kavach_adjust'), ('kavach_archive_month'), ('kavach_attach_month'), ('kavach_authorize'), ('kavach_billing_report'), ('kavach_check_budget'), ('kavach_cost_by_agent'), ('kavach_cost_by_day'),
+           ('kavach_cost_by_user'), ('kavach_create_agent'), ('kavach_create_months'), ('kavach_create_policy'), ('kavach_drop_agent'), ('kavach_drop_month'), ('kavach_drop_policy'), ('kavach_export'), ('kavach_export_json'),
            ('kavach_grant_permission'), ('kavach_grant_role'), ('kavach_query_audit'), ('kavach_record_usage'), ('kavach_reload_counters'), ('kavach_reset_policy'),
            ('kavach_restore_agent'), ('kavach_revoke_agent'), ('kavach_revoke_permission'), ('kavach_revoke_role'),
-           ('kavach_unsettled'), ('kavach_update_agent'), ('kavach_update_permission'), ('kavach_update_policy')$$,
+           ('kavach_unsettled'), ('kavach_update_agent'), ('kavach_update_permission'), ('kavach_update_policy'), ('kavach_usage_report')$$,
   'the verbs');
 SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM member_relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
-  $$VALUES ('agent'), ('agents'), ('audit_log'), ('batch'), ('batch_status'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('cache_stats'), ('counter_stats'), ('counters'), ('ledger'), ('open_authorization'),
-           ('permission'), ('permissions'), ('policies'), ('tail'), ('unsettled'), ('usage'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user'), ('usage_daily'), ('usage_monthly'),
-           ('usage_scope'), ('worker_status')$$,
+  $$VALUES ('agent'), ('agents'), ('audit_log'), ('batch'), ('batch_status'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('cache_stats'), ('counter_stats'), ('counters'), ('dropped_month'), ('ledger'), ('open_authorization'),
+           ('permission'), ('permissions'), ('policies'), ('tail'), ('unsettled'), ('usage'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user'), ('usage_daily'), ('usage_entry'), ('usage_monthly'),
+           ('usage_part'), ('usage_scope'), ('worker_status')$$,
   'the nouns');
 
 CREATE FUNCTION pg_temp.none(query text, what text) RETURNS text LANGUAGE plpgsql AS $$

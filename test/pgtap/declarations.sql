@@ -39,7 +39,7 @@ $$;
 CREATE TEMP TABLE symbol AS
 SELECT DISTINCT p.prosrc AS name, p.pronargs AS arguments,
        cardinality(ARRAY(SELECT 1 FROM unnest(p.proargmodes) m WHERE m IN ('o', 't'))) AS columns, p.prorettype
-  FROM pg_proc p WHERE p.probin = '$libdir/kavach';
+  FROM pg_proc p WHERE p.probin = '$libdir/kavach' AND p.proname <> 'no_rows';  -- (its row is what the caller says)
 
 SELECT cmp_ok(count(*), '>=', 18::bigint, 'there are functions of C') FROM symbol;
 SELECT is_empty($$

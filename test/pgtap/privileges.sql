@@ -84,10 +84,10 @@ SELECT is((SELECT array_agg(function ORDER BY function COLLATE "C") FROM held WH
   FROM (VALUES
     ('kv_bare', NULL::text[]),
     ('kv_app', '{kavach_authorize,kavach_record_usage,kavach_check_budget,kavach_unsettled}'),
-    ('kv_reader', '{kavach_query_audit,kavach_cost_by_agent,kavach_cost_by_user,kavach_cost_by_day,kavach_billing_report,kavach_export,kavach_export_json,
-                    clock_now,range_start,audit_limit,month_start,month_end,windows,limit_keys,of_scope,uuid7_ts,charged_at,current_usage,read_counters,read_counter_stats,read_cache_stats,read_worker,batch_holders}'),
+    ('kv_reader', '{kavach_query_audit,kavach_cost_by_agent,kavach_cost_by_user,kavach_cost_by_day,kavach_billing_report,kavach_usage_report,kavach_export,kavach_export_json,
+                    clock_now,range_start,require_months,kept_since,no_rows,range_edge,require_months,kept_since,audit_limit,is_page,audit_page,usage_between,usage_grouped,report_whole,groups_by,label_keys,check_report,uuid7_since,uuid7_until,month_start,month_end,windows,limit_keys,of_scope,uuid7_ts,charged_at,current_usage,read_counters,read_counter_stats,read_cache_stats,read_worker,batch_holders}'),
     ('kv_admin', (SELECT array_agg(proname) FROM member JOIN pg_proc ON oid = objid AND classid = 'pg_proc'::regclass WHERE proname LIKE 'kavach\_%' AND proname NOT IN ('kavach_grant_role', 'kavach_revoke_role'))
-                 || '{clock_now,range_start,audit_limit,month_start,month_end,windows,limit_keys,of_scope,uuid7_ts,charged_at,current_usage,read_counters,read_counter_stats,read_cache_stats,read_worker,batch_holders,wake_worker}'::text[])) AS t (role, functions);
+                 || '{clock_now,range_start,require_months,kept_since,no_rows,range_edge,require_months,kept_since,audit_limit,is_page,audit_page,usage_between,usage_grouped,report_whole,groups_by,label_keys,check_report,uuid7_since,uuid7_until,month_start,month_end,windows,limit_keys,of_scope,uuid7_ts,charged_at,current_usage,read_counters,read_counter_stats,read_cache_stats,read_worker,batch_holders,wake_worker}'::text[])) AS t (role, functions);
 
 SELECT is(code, 'allowed', 'a month begins') FROM kavach_authorize('agt_a', 'run', 'x');
 SELECT is(count(*) > 0, true, 'so there is a partition') FROM pg_inherits WHERE inhparent = 'kavach.audit_log'::regclass;

@@ -58,6 +58,7 @@ is($node{old}->safe_psql('old', 'SELECT count(*) FROM pg_replication_slots'), '0
 
 # As a comparison the old one may go on, too.
 $node{old}->safe_psql('postgres', 'ALTER DATABASE old RESET default_transaction_read_only');
+$node{old}->poll_query_until('old', q{SELECT to_regclass('kavach.audit_log_2026_03') IS NOT NULL FROM kavach.wake_worker()}) or die;
 Copy::compare($node{old}, [ 'replication', $node{new}, 'new' ]);
 is($node{new}->safe_psql('new', q{SELECT code FROM kavach_authorize('agt_b', 'run', 'x:y', 0, request_id => 'r-move')}), 'allowed', 'a retry of the last call');
 is($node{new}->safe_psql('new', q{SELECT count(*) FROM kavach.ledger WHERE request_id = 'r-move'}), '1', 'is that call');

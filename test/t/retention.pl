@@ -44,6 +44,26 @@ my $sums = q{
 	UNION ALL SELECT 'month', month::text, user_id, agent_id, calls, denied, tokens_cost::text FROM kavach.usage_monthly
 	UNION ALL SELECT scope || period, start::text, subject, NULL, calls, NULL, tokens::text FROM kavach.usage_scope ORDER BY 1, 2, 3, 4};
 my $before = $node->safe_psql('postgres', $sums);
+
+# What has to stay as it is: reports of whole days, and budgets, with counters as they are loaded.
+$node->safe_psql('postgres', q{
+	SELECT kavach_create_policy(policy_id => 'pol_total', all_agents => true, limits => '{"max_tokens_cost_total": 5000, "max_calls_total": 100}'),
+	       kavach_create_policy(policy_id => 'pol_user', each => 'user', limits => '{"max_tokens_cost_total": 2000}')});
+my @reports = (
+	(map { "SELECT * FROM kavach_billing_report(2024, $_) ORDER BY 1, 2" } 1 .. 8),
+	'SELECT * FROM kavach_cost_by_agent(NULL, NULL) ORDER BY 1',
+	q{SELECT * FROM kavach_cost_by_user('2024-01-02Z', '2024-06-29Z') ORDER BY 1},
+	'SELECT * FROM kavach_cost_by_day(NULL, NULL, NULL) ORDER BY 1',
+	q{SELECT * FROM kavach_cost_by_day('agt_a', '2024-01-10Z', '2024-05-11Z') ORDER BY 1},
+	q{SELECT * FROM kavach_usage_report(group_by => '{user,tenant,model}', bucket => 'month') ORDER BY 1, 2, 3},
+	q{SELECT * FROM kavach_usage_report('2024-01-01Z', '2024-09-01Z', '{agent}', 'day') ORDER BY 1, 4},
+	(map { "SELECT * FROM kavach.$_ ORDER BY 1" } qw(usage_by_agent usage_by_user usage_by_day)),
+	'SELECT kavach_reload_counters() IS NULL',
+	q{SELECT policy_id, subject, measure, period, used, remaining FROM kavach.budget_status ORDER BY 1, 2, 3},
+	q{SELECT * FROM kavach.current_usage('agent', 'agt_a', 'total', true)});
+my %report;
+sub keep_reports { $report{$_} = $node->safe_psql('postgres', $_) foreach @reports; return }
+sub same_reports { my ($name) = @_; is($node->safe_psql('postgres', $_), $report{$_}, "$name: $_") foreach @reports; return }
 my $rows = 'SELECT count(*), sum(tokens_cost) FROM kavach.audit_log';
 is($node->safe_psql('postgres', $rows), '33|1856', 'the ledger as it was');
 
@@ -86,11 +106,12 @@ $writer->query('COMMIT');
 $node->safe_psql('postgres', q{INSERT INTO kavach.audit_log (id, ts, batch, kind, agent_id, user_id, result, code, tokens_cost)
 	SELECT '018d0000-0000-7000-8000-000000000001', '2024-02-11Z', 0, 'adjustment', 'agt_a', 'ann', 'allowed', 'recorded', 1});
 like(outcome(q{SELECT kavach_drop_month('2024-02-01')}), qr/^55000 the rollups do not have all rows of month 2024-02/, 'one with a row that no rollup has');
-is(months(), join(' ', map { s/-/_/r } @months, '2024-09'), 'all of them are there');
+is(months(), join(' ', map { s/-/_/r } @months), 'all of them are there');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM kavach.dropped_month'), '0', 'and none is recorded');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_trigger WHERE tgname = 'taken_out'}), '0', 'nor marked');
 $node->safe_psql('postgres', 'SELECT kavach.close_batches()');
 $before = $node->safe_psql('postgres', $sums);
+keep_reports();
 
 # ---- by hand ----
 
@@ -105,6 +126,8 @@ is($node->safe_psql('postgres', q{SELECT dropped_by, first_seal_no <= last_seal_
 unlike(months(), qr/2024_01/, 'its table is gone');
 is($node->safe_psql('postgres', $rows), '30|1750', 'and its rows');
 is($node->safe_psql('postgres', $sums), $before, 'the rollups are as they were');
+same_reports('after that');
+is(outcome(q{SELECT code, tokens_remaining FROM kavach_authorize('agt_a', 'run', 'x', 5000)}), 'budget_exceeded|200', 'a budget knows what is gone');
 is($node->safe_psql('postgres', "SELECT count(*) FROM kavach.open_authorization WHERE id = '$open{'2024-01'}'"), '0', 'nobody is asked to settle its calls');
 like(outcome("SELECT kavach_record_usage('agt_a', 1, '$open{'2024-01'}')"), qr/^KV005 the ledger has no rows of 2024-01/, 'nor can');
 like(outcome(q{SELECT kavach_drop_month('2024-01-01')}), qr/^55000 month 2024-01 is not in the ledger any more/, 'it is not dropped twice');
@@ -139,6 +162,22 @@ like($node->safe_psql('postgres', q{EXPLAIN SELECT * FROM kavach.ledger WHERE ts
 is($other->query(q{PREPARE sum AS SELECT count(*) FROM kavach.ledger WHERE ts >= kavach.require_months($1, NULL) AND ts < $2; SET plan_cache_mode = force_generic_plan;
 	EXECUTE sum('2024-03-01Z', '2024-04-01Z')}), '4', 'a plan that is kept');
 
+like(outcome("SELECT count(*) FROM $_", 'clerk'), qr/^KV005/, $_) foreach
+	q{kavach_cost_by_day('agt_a', '2024-01-10 12:00Z', '2024-02-01Z')}, q{kavach_cost_by_day('agt_a', '2023-12-01Z', '2024-01-10 00:00:01Z')},
+	q{kavach_cost_by_agent('2024-01-10 01:00Z', '2024-01-10 02:00Z')}, q{kavach_cost_by_user('2023-12-20 01:00Z', NULL)},
+	q{kavach_usage_report('2024-01-01Z', '2024-02-01Z', '{action}')}, q{kavach_usage_report('2023-01-01Z', '2024-09-01Z', '{metadata.k}', 'day')},
+	q{kavach_usage_report('2024-01-01Z', '2024-02-01Z', '{}', 'hour')}, q{kavach_usage_report(group_by => '{resource}')},
+	q{kavach_usage_report('2024-01-01Z', '2024-02-01Z', '{action}') WHERE action = 'run'}, q{kavach_usage_report('2024-01-01Z', '2024-02-01Z', '{resource,agent}') WHERE agent_id = 'agt_b'},
+	q{kavach_export('2024-01-01Z', '2024-02-01Z')}, q{kavach_export('2024-01-31Z')}, q{kavach_export(until => '2024-01-31Z')}, q{kavach_export_json('2024-01-31Z', '2024-03-01Z')},
+	q{kavach_export('2024-01-01Z', '2024-02-01Z') WHERE agent_id = 'agt_b'},
+	map { "kavach_query_audit($_)" } q{since => '2024-01-01Z'}, q{until => '2024-02-01Z'}, q{'agt_a', since => '2024-01-31Z', max_rows => 1},
+	q{user_id => 'ann', since => '2023-12-31Z', max_rows => 10}, q{user_id => 'ann', until => '2024-02-01Z', max_rows => 10}, qq{before => '$open{'2024-01'}'}, qq{tenant_id => 'acme', before => '$open{'2024-01'}', max_rows => 5};
+is(outcome("SELECT count(*) FROM $_", 'clerk'), outcome("SELECT count(*) FROM kavach.audit_log WHERE ts >= '2024-02-01Z'"), "$_ has what there is") foreach
+	'kavach_export()', 'kavach_export_json()', 'kavach_query_audit()', q{kavach_query_audit(since => '2024-02-01Z')}, q{kavach_export('2024-02-01Z')};
+is(outcome("SELECT count(*) FROM kavach_query_audit(user_id => 'bob', max_rows => 1000)"), outcome(q{SELECT count(*) FROM kavach.audit_log WHERE user_id = 'bob'}), 'so has a page');
+is(outcome(q{SELECT calls, tokens_cost FROM kavach_usage_report('2024-02-01Z', '2024-03-01Z', '{action}') WHERE action = 'run'}), '3|107', 'and a report by action');
+is(outcome('COPY (SELECT * FROM kavach_export()) TO STDOUT') =~ tr/\n//, $node->safe_psql('postgres', 'SELECT count(*) - 1 FROM kavach.audit_log'), 'and COPY');
+
 # ---- while somebody reads ----
 
 $node->safe_psql('postgres', q{ALTER SYSTEM SET deadlock_timeout = '60s'; SELECT pg_reload_conf()});
@@ -158,7 +197,7 @@ is($other->query('EXECUTE sum(\'2024-05-01Z\', \'2024-06-01Z\')'), '4', 'one by 
 like($other->query('EXECUTE sum(\'2024-03-01Z\', \'2024-04-01Z\')'), qr/KV005/, 'which knows what is gone');
 is($node->safe_psql('postgres', $waits), 't', 'none of them has waited for it');
 ok(!$admin->answered, 'while it still waits');
-is($export->query('FETCH ALL FROM export; MOVE BACKWARD ALL FROM export; ') =~ tr/\n//, 28, 'the export has all its rows');
+is($export->query('FETCH ALL FROM export; MOVE BACKWARD ALL FROM export; ') =~ tr/\n//, 29, 'the export has all its rows');
 $export->query('COMMIT');
 is($admin->answer, 't', 'and then the month is dropped');
 is(record('2024-03'), 'dropped|4|3|107||t', 'and recorded');
@@ -259,8 +298,11 @@ $node->safe_psql('postgres', q{ALTER DATABASE postgres SET kavach.clock = '2024-
 like(outcome($apply), qr/^55000 cannot take months out of the ledger while it has a default partition/, 'beside a default partition');
 is(months(), $left, 'none is dropped');
 $node->safe_psql('postgres', 'SET kavach.allow_drop = on; DROP TABLE kavach.rest');
-like(outcome($apply), qr/^55000 the rollups do not have all rows of month 2024-02/, 'without');
-is(months(), '2024_02 2024_09 2024_10 2024_11 2024_12', 'the others go');
+$node->safe_psql('postgres', 'SELECT kavach.wake_worker()');
+$node->poll_query_until('postgres', q{SELECT finished_at IS NOT NULL FROM kavach.dropped_month WHERE month = '2024-08-01'}) or die;
+is(months(), '2024_02 2024_10 2024_11 2024_12', 'without it the worker has the others go');
+my $log = $node->logfile;
+ok($node->poll_query_until('postgres', "SELECT kavach.wake_worker() AND pg_read_file('$log') ~ 'kavach[.]retention: the rollups do not have all rows of month 2024-02'"), 'and the log says what cannot');
 is($node->safe_psql('postgres', q{SELECT kind, dropped_by IS NULL, finished_at IS NOT NULL FROM kavach.dropped_month WHERE month = '2024-08-01'}), 'dropped|t|t', 'by the setting');
 $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET kavach.retention; ALTER DATABASE postgres RESET kavach.clock');
 
