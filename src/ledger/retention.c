@@ -541,7 +541,7 @@ give_order(RetentionOrder *order)
 static Datum
 kavach_drop_month_checked(PG_FUNCTION_ARGS)
 {
-	RetentionOrder order = {.month = months_arg(fcinfo, 0, "month")};
+	RetentionOrder order = {.month = months_arg(fcinfo, 0, periods[PERIOD_MONTH].name)};
 
 	begin_order("kavach_drop_month");
 	PG_RETURN_BOOL(give_order(&order));
@@ -552,7 +552,7 @@ static Datum
 kavach_archive_month_checked(PG_FUNCTION_ARGS)
 {
 	RetentionOrder order = {
-		.month = months_arg(fcinfo, 0, "month"),
+		.month = months_arg(fcinfo, 0, periods[PERIOD_MONTH].name),
 		.archive = true,
 	};
 

@@ -159,7 +159,7 @@ attach(Oid table, TimestampTz month)
 static Datum
 kavach_attach_month_checked(PG_FUNCTION_ARGS)
 {
-	TimestampTz month = months_arg(fcinfo, 0, "month");
+	TimestampTz month = months_arg(fcinfo, 0, periods[PERIOD_MONTH].name);
 
 	PreventCommandIfReadOnly("kavach_attach_month()");
 	PreventCommandIfParallelMode("kavach_attach_month()");
