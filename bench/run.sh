@@ -394,32 +394,25 @@ part_scale() {
   scale_worker
 }
 
-# Two sessions, each its share of the calls of a year: a request, then what settles all but one in a thousand.
+# The calls of a year, in order: a request each, then what settles all but one in two thousand.
 fill_ledger() {
-  local session filled=()
   say "filling the ledger"
   query -c "SELECT kavach_create_months((now() - interval '1 year')::date, now()::date)" >"$folder/$section/out"
-  for session in 0 1; do
-    filling "$session" | PGOPTIONS=$relaxed query >>"$folder/$section/out" &
-    filled+=("$!")
-  done
-  for session in "${filled[@]}"; do
-    wait "$session" || die "could not fill the ledger"
-  done
+  filling | PGOPTIONS=$relaxed query >>"$folder/$section/out" || die "could not fill the ledger"
   until_closed
   query -c "VACUUM ANALYZE"
   say "$(query -At -c "SELECT count(*) FROM kavach.audit_log") rows, $(query -At -c "SELECT count(*) FROM kavach.batch") batches"
 }
 
-# filling SESSION: the statements of one of two sessions; 1,000 calls at a time, the first a year ago.
+# The statements for that, a thousand calls at a time.
 filling() {
   local at steps=$((scale_rows / 2000)) now
   now=$(date +%s)
-  for ((at = $1; at < steps; at += 2)); do
-    printf "SET kavach.clock = '%s';\n" "$(printf '%(%F %T)T+00' $((now - 31536000 + at * (31536000 / steps))))"
+  for ((at = 0; at < steps; at++)); do
+    printf "SET kavach.clock = '%s';\n" "$(TZ=UTC printf '%(%F %T)T+00' $((now - 31536000 + at * (31536000 / steps))))"
     printf "SELECT count(kavach_authorize((4000000001 + (i * 7919 + %s) %% 1000)::text, 'execute', 'mcp:openai:chat', tokens_cost => 100 + i %% 100, request_id => 'r-%s-' || i)) FROM generate_series(1, 1000) i;\n" "$at" "$at"
     printf "SELECT count(kavach_record_usage((4000000001 + (i * 7919 + %s) %% 1000)::text, 90 + i %% 100, request_id => 'r-%s-' || i)) FROM generate_series(1, 1000 - (%s %% 2)) i;\n" "$at" "$at" "$at"
-  done | TZ=UTC cat
+  done
 }
 
 until_closed() {

@@ -144,7 +144,7 @@ rollup_fold(const int64 *batches, int count)
 		numbers[i] = Int64GetDatum(batches[i]);
 	value = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	query_avoid_scans();
-	query_use_memory();
+	query_expect_many();
 	if (query_execute(&fold_batches, &value, NULL) != 1)
 		elog(ERROR, "could not fold batches of the ledger");
 	return query_int64(0, 1).value;

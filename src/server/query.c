@@ -246,10 +246,15 @@ query_avoid_scans(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 }
 
-/* From here to query_end, a statement may hold that much before it goes to disk. */
+/*
+ * From here to query_end, plans that are made sum up and join in memory what may be
+ * many rows, as their generic plan cannot know.
+ */
 void
-query_use_memory(void)
+query_expect_many(void)
 {
+	(void) set_config_option("enable_nestloop", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("work_mem", "64MB", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 }

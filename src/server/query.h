@@ -42,7 +42,7 @@ extern uint64 query_fetch(long count);
 extern uint64 query_execute(Statement *statement, Datum *values, const char *nulls);
 extern void query_forget(Statement *statement);
 extern void query_avoid_scans(void);
-extern void query_use_memory(void);
+extern void query_expect_many(void);
 extern void query_utility(const char *sql);
 extern char *query_text(uint64 row, int column);
 extern OptionalInt64 query_int64(uint64 row, int column);
