@@ -1845,7 +1845,7 @@ BEGIN
     SELECT a.attrelid::regclass AS view, a.attname AS name, coalesce(col_description('kavach.usage_daily'::regclass, b.attnum),
                                                                      col_description('kavach.usage'::regclass, u.attnum)) AS text
       FROM pg_attribute a
-      LEFT JOIN pg_attribute b ON b.attrelid = 'kavach.usage_daily'::regclass AND b.attname = a.attname AND b.attname NOT IN ('day', 'tokens_cost')
+      LEFT JOIN pg_attribute b ON b.attrelid = 'kavach.usage_daily'::regclass AND b.attname = a.attname AND b.atttypid <> 'date'::regtype AND b.attname <> 'tokens_cost'
       LEFT JOIN pg_attribute u ON u.attrelid = 'kavach.usage'::regclass AND u.attname = a.attname
      WHERE a.attrelid IN ('kavach.usage'::regclass, 'kavach.usage_entry'::regclass, 'kavach.usage_part'::regclass)
        AND a.attnum > 0 AND col_description(a.attrelid, a.attnum) IS NULL

@@ -55,6 +55,7 @@
  *	lock.c			heavyweight locks of our own
  *	clock.c			the time, UTC windows
  *	argument.c		what callers hand in
+ *	report.c		what a usage report is grouped by
  *	upgrade.c		what scripts of ALTER EXTENSION UPDATE need of C
  *	errors.h		SQLSTATEs of kavach's own
  *	compat.h		what differs between versions of PostgreSQL

@@ -201,13 +201,13 @@ answer_bound(FunctionCallInfo fcinfo, bool begin_after_gap)
 		*last = (LastAnswer)
 	{
 		.valid = true,
-		.since = since,
-		.until = until,
-		.xmin = snapshot->xmin,
-		.xmax = snapshot->xmax,
-		.xcnt = snapshot->xcnt,
-		.curcid = snapshot->curcid,
-		.bound = find_bound(since, until, begin_after_gap && since == DT_NOBEGIN, snapshot),
+			.since = since,
+			.until = until,
+			.xmin = snapshot->xmin,
+			.xmax = snapshot->xmax,
+			.xcnt = snapshot->xcnt,
+			.curcid = snapshot->curcid,
+			.bound = find_bound(since, until, begin_after_gap && since == DT_NOBEGIN, snapshot),
 	};
 	PG_RETURN_TIMESTAMPTZ(last->bound);
 }

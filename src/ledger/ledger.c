@@ -208,7 +208,8 @@ kavach_uuid7_until_checked(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		PG_RETURN_NULL();
 	ts = PG_GETARG_TIMESTAMPTZ(0);
-	if (is_time(ts))			/* one of the same millisecond may be before it */
+	if (is_time(ts))			/* one of the same millisecond may be before
+								 * it */
 		ts = PG_GETARG_BOOL(1) ? period_end(PERIOD_MONTH, ts - 1) : ts + 999;
 	PG_RETURN_DATUM(bound_id(ts));
 }

@@ -87,9 +87,11 @@ typedef struct RetentionOrder
 	Oid			ledger;
 	Oid			role;			/* who gives it */
 	dsm_handle	answer;			/* a RetentionAnswer */
-	TimestampTz month;			/* DT_NOBEGIN: whatever is due, or has been begun */
+	TimestampTz month;			/* DT_NOBEGIN: whatever is due, or has been
+								 * begun */
 	bool		archive;
-	char		schema[NAMEDATALEN];	/* where an archived month goes; or empty */
+	char		schema[NAMEDATALEN];	/* where an archived month goes; or
+										 * empty */
 } RetentionOrder;
 
 StaticAssertDecl(sizeof(RetentionOrder) <= BGW_EXTRALEN, "an order fits its registration");
@@ -98,7 +100,8 @@ typedef enum RetentionOutcome
 {
 	OUTCOME_NONE,				/* yet */
 	OUTCOME_FAILED,				/* for the reason that is given */
-	OUTCOME_BEGUN,				/* out of sight, but others still use the table */
+	OUTCOME_BEGUN,				/* out of sight, but others still use the
+								 * table */
 	OUTCOME_DONE
 } RetentionOutcome;
 
@@ -650,7 +653,7 @@ is_anything_due(Oid ledger)
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			minutes = present_retention();
 	bool		due = takeout_unfinished(ledger) != NIL ||
-		(minutes > 0 && takeout_older_than(ledger, minutes) != NIL);
+	(minutes > 0 && takeout_older_than(ledger, minutes) != NIL);
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);

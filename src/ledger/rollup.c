@@ -54,7 +54,7 @@
 	" tokens_cache_write = u.tokens_cache_write + excluded.tokens_cache_write, cost = u.cost + excluded.cost"
 #define KEY		"tenant_id, user_id, agent_id, provider, model"
 
-/* %1$s: the shortest window, %2$s: scopes with their subjects */
+/* %1$s: the shortest window, %2$s: scopes with their subjects, %3$s: what months are called */
 #define FOLD \
 	"WITH r AS MATERIALIZED (" \
 	"SELECT a.id, a.batch, a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.kind, a.result, a.agent_id, a.user_id, a.tenant_id, a.provider, a.model," \
@@ -81,7 +81,7 @@
 	" ON CONFLICT (agent_id, day, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
 	" monthly AS (" \
 	"INSERT INTO kavach.usage_monthly AS u (month, " KEY ", " FIGURES ")" \
-	" SELECT date_trunc('month', day)::date, " KEY ", " SUM_OF_FIGURES \
+	" SELECT date_trunc('%3$s', day)::date, " KEY ", " SUM_OF_FIGURES \
 	"   FROM by_day AS b (day, " KEY ", " FIGURES ") GROUP BY 1, " KEY " ORDER BY agent_id, 1" \
 	" ON CONFLICT (agent_id, month, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
 	" admitted AS (" \
@@ -99,10 +99,10 @@
 	" tokens = u.tokens + excluded.tokens, calls = u.calls + excluded.calls)," \
 	" closed AS (" \
 	"INSERT INTO kavach.batch (batch, month, rows, calls, tokens_cost, first_ts, last_ts, closed_at, seal_no)" \
-	" SELECT batch, date_trunc('month', day)::date, count(*), count(*) FILTER (WHERE kind = 'authorize')," \
+	" SELECT batch, date_trunc('%3$s', day)::date, count(*), count(*) FILTER (WHERE kind = 'authorize')," \
 	"        coalesce(sum(tokens_cost), 0), min(ts), max(ts), clock_timestamp()," \
-	"        (SELECT coalesce(max(seal_no), 0) FROM kavach.batch) + row_number() OVER (ORDER BY batch, date_trunc('month', day))" \
-	"   FROM r GROUP BY batch, date_trunc('month', day))," \
+	"        (SELECT coalesce(max(seal_no), 0) FROM kavach.batch) + row_number() OVER (ORDER BY batch, date_trunc('%3$s', day))" \
+	"   FROM r GROUP BY batch, date_trunc('%3$s', day))," \
 	" settled AS (" \
 	"DELETE FROM kavach.open_authorization WHERE id = ANY (ARRAY(SELECT settles FROM r WHERE settles IS NOT NULL)))," \
 	" opened AS (" \
@@ -139,7 +139,7 @@ rollup_fold(const int64 *batches, int count)
 
 	if (fold_batches.sql == NULL)
 		fold_batches.sql = MemoryContextStrdup(TopMemoryContext,
-											   psprintf(FOLD, periods[0].name, list_subjects()));
+											   psprintf(FOLD, periods[0].name, list_subjects(), periods[PERIOD_MONTH].name));
 	for (int i = 0; i < count; i++)
 		numbers[i] = Int64GetDatum(batches[i]);
 	value = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));

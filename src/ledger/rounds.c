@@ -72,7 +72,7 @@
 
 #define IDLE_ROUNDS		3		/* with nothing open, and the worker ends */
 #define HELD_PATIENCE	MS_PER_SECOND	/* between looks at what others hold */
-#define MONTH_PATIENCE	(5 * MS_PER_SECOND)	/* while somebody else is at it */
+#define MONTH_PATIENCE	(5 * MS_PER_SECOND) /* while somebody else is at it */
 #define RETIRE_INTERVAL	(10 * MS_PER_MINUTE)
 #define PRUNE_INTERVAL	(6 * MS_PER_HOUR)
 #define PRUNE_SUBJECTS	1000	/* at a time */

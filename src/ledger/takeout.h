@@ -24,10 +24,13 @@ typedef struct Takeout
 /* How far a month has come. */
 typedef enum TakeoutState
 {
-	TAKEOUT_NONE,				/* neither the ledger nor the record knows the month */
+	TAKEOUT_NONE,				/* neither the ledger nor the record knows the
+								 * month */
 	TAKEOUT_ATTACHED,			/* a month of the ledger */
-	TAKEOUT_RESTORED,			/* the same, but recorded as gone: from a dump of half-way */
-	TAKEOUT_BEGUN,				/* recorded and out of sight, but its table is not settled */
+	TAKEOUT_RESTORED,			/* the same, but recorded as gone: from a dump
+								 * of half-way */
+	TAKEOUT_BEGUN,				/* recorded and out of sight, but its table is
+								 * not settled */
 	TAKEOUT_DONE
 } TakeoutState;
 
