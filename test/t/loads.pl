@@ -114,7 +114,7 @@ for my $closing ($close, 'SELECT 0')
 	is($node->safe_psql('postgres', "$earlier; SELECT code FROM kavach_authorize('agt_a', 'run', 'x', 0); SELECT string_agg(w::text, ' ') FROM wrong w"), "allowed\n", 'and when that is loaded');
 }
 left_is(861, 'of now');
-$node->safe_psql('postgres', "$earlier; SELECT kavach_authorize('agt_a', 'run', 'x', 40, request_id => 'own'); $evict");
+$node->safe_psql('postgres', "$earlier; SELECT kavach_authorize('agt_a', 'run', 'x', 40, request_id => 'own'); $close; $evict");
 is($node->safe_psql('postgres', "BEGIN; SELECT tokens_charged FROM kavach.audit_log l, kavach_record_usage('agt_a', 0, l.id) WHERE l.request_id = 'own'; $earlier; "
 		  . "SELECT u.tokens - r.tokens FROM kavach.current_usage('agent', 'agt_a', 'month', false) u JOIN raw r ON (r.scope, r.subject, r.period, r.start) = ('agent', 'agt_a', 'month', u.period_start); ROLLBACK"),
 	"-40\n0", 'what the transaction itself gives back to a month that is not in memory');
@@ -125,7 +125,7 @@ left_is(861, 'settled');
 
 my $by_hand = q{INSERT INTO kavach.audit_log (id, ts, kind, agent_id, user_id, tenant_id, result, code, tokens_cost)
 	SELECT ('019cd7%s-0000-7000-8000-000000000000')::uuid, '2026-03-10 12:00:00+00', 'authorize', 'agt_a', 'ann', 'acme', 'allowed', 'allowed', 100};
-$node->safe_psql('postgres', $evict);
+$node->safe_psql('postgres', "$close; $evict");
 $node->safe_psql('postgres', sprintf $by_hand, 'c0');
 is($node->safe_psql('postgres', call('a', 0)), 'allowed|761', 'rows put in by hand, of who is not in memory');
 $node->safe_psql('postgres', sprintf $by_hand, 'c1');
