@@ -56,7 +56,10 @@ SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
   JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('TABLE', 'ledger', 'usage_entry'), ('TABLE', 'ledger', 'usage_part'),
                ('FUNCTION', 'range_start', 'range_edge'), ('FUNCTION', 'range_start', 'uuid7_since'), ('FUNCTION', 'range_start', 'uuid7_until'),
                ('FUNCTION', 'range_start', 'usage_between'), ('FUNCTION', 'range_start', 'require_months'), ('FUNCTION', 'range_start', 'kept_since'),
-               ('FUNCTION', 'range_start', 'no_rows'), ('FUNCTION', 'kavach_query_audit', 'audit_limit'),
+               ('FUNCTION', 'range_start', 'no_rows'),
+               ('FUNCTION', 'month_start', 'range_edge'), ('FUNCTION', 'month_start', 'uuid7_since'), ('FUNCTION', 'month_start', 'uuid7_until'),
+               ('FUNCTION', 'month_start', 'usage_between'), ('FUNCTION', 'month_start', 'require_months'), ('FUNCTION', 'month_start', 'no_rows'),
+               ('FUNCTION', 'kavach_query_audit', 'audit_limit'),
                ('FUNCTION', 'kavach_query_audit', 'is_page'), ('FUNCTION', 'kavach_query_audit', 'audit_page'),
                ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
                ('FUNCTION', 'current_usage', 'of_scope')) AS n (kind, former, name)
