@@ -51,8 +51,9 @@ SELECT f.classid, f.oid, f.name, f.kind, f.owner, f.acl
 -- Reports read kavach.usage_part where they read kavach.ledger, and they and budget_status call more than range_start
 -- and current_usage: that is what comes before those.
 INSERT INTO kavach.former
-SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
+SELECT f.classid, (array_agg(f.oid))[1], n.name, f.kind, f.owner, array_agg(a.item) FILTER (WHERE a.item IS NOT NULL)
   FROM kavach.former f
+  LEFT JOIN LATERAL unnest(f.acl) AS a (item) ON true
   JOIN (VALUES ('TABLE', 'ledger', 'usage'), ('TABLE', 'ledger', 'usage_entry'), ('TABLE', 'ledger', 'usage_part'),
                ('FUNCTION', 'range_start', 'range_edge'), ('FUNCTION', 'range_start', 'uuid7_since'), ('FUNCTION', 'range_start', 'uuid7_until'),
                ('FUNCTION', 'range_start', 'usage_between'), ('FUNCTION', 'range_start', 'require_months'), ('FUNCTION', 'range_start', 'kept_since'),
@@ -63,7 +64,8 @@ SELECT f.classid, f.oid, n.name, f.kind, f.owner, f.acl
                ('FUNCTION', 'kavach_query_audit', 'is_page'), ('FUNCTION', 'kavach_query_audit', 'audit_page'),
                ('FUNCTION', 'current_usage', 'charged_at'), ('FUNCTION', 'current_usage', 'windows'),
                ('FUNCTION', 'current_usage', 'of_scope')) AS n (kind, former, name)
-    ON (n.kind, n.former) = (f.kind, f.name);
+    ON (n.kind, n.former) = (f.kind, f.name)
+ GROUP BY f.classid, n.name, f.kind, f.owner;
 
 -- Constraints call functions: who writes these tables may execute them.
 INSERT INTO kavach.former

@@ -212,4 +212,3 @@ kavach_label_keys_checked(PG_FUNCTION_ARGS)
 			keys[nkeys++] = CStringGetTextDatum(groups[i] + strlen(LABEL_PREFIX));
 	PG_RETURN_ARRAYTYPE_P(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
 }
-
