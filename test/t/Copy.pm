@@ -41,6 +41,8 @@ sub fill
 		SELECT kavach_authorize('agt_b', 'run', 'x:y', 60, request_id => 'r-bob');
 	});
 	$node->safe_psql('old', q{SELECT kavach_record_usage('agt_a', 150, request_id => 'r-feb')});
+	# so that the worker makes none, which copies may or may not have
+	$node->safe_psql('old', q{SELECT kavach_create_months(current_date, (current_date + interval '1 month')::date)});
 	return;
 }
 
