@@ -458,7 +458,7 @@ scale_reports() {
 # First pages of the audit log: for those with no row, few, and their share of all.
 scale_pages() {
   query -c "SELECT kavach_create_agent('few', 'few', 'few', permissions => '[{\"resource\": \"*\", \"actions\": [\"*\"]}]')" >/dev/null
-  query -c "SELECT format('SET kavach.clock = %L; SELECT kavach_authorize(''few'', ''a'', ''b'', tokens_cost => 1)', now() - interval '1 day' * 30 * i) FROM generate_series(1, 11) i" \
+  query -c "SELECT format('SET kavach.clock = %L; SELECT kavach_authorize(''few'', ''a'', ''b'', tokens_cost => 1);', now() - interval '1 day' * 30 * i) FROM generate_series(1, 11) i" \
     -At | query >/dev/null
   until_closed
   for subject in nobody few 5000000007; do
