@@ -332,6 +332,12 @@ count_spares(const CounterKey *gone)
 		first->windows.spares--;
 }
 
+static int64
+last_batch_of(const CounterEntry *entry)
+{
+	return entry->last_batch == ANY_BATCH ? PG_INT64_MAX : entry->last_batch;
+}
+
 /* Remembers up to which batch the ledger may have rows of an entry that goes.  Its first one knows of a spare one's. */
 static void
 leave_trace(const CounterEntry *entry)
@@ -339,7 +345,7 @@ leave_trace(const CounterEntry *entry)
 	int64	   *trace = &shared->traces[TRACE_OF(counter_hash(&entry->key))];
 
 	if (!counter_is_rate(entry) && entry->key.spare == 0)
-		*trace = Max(*trace, entry->windows.last_batch);
+		*trace = Max(*trace, last_batch_of(entry));
 }
 
 static void
@@ -599,7 +605,7 @@ counter_unpin(CounterEntry *entry, int slots)
 void
 counter_note_rows(CounterEntry *first, int64 batch)
 {
-	first->windows.last_batch = Max(first->windows.last_batch, batch);
+	first->last_batch = Max(first->last_batch, Min(batch, ANY_BATCH));
 }
 
 /* The last batch that calls may have written rows of a subject in which are not in memory; first: NULL if it has no entry. */
@@ -608,7 +614,7 @@ counter_last_batch(const CounterEntry *first, uint32 hash)
 {
 	int64		trace = shared->traces[TRACE_OF(hash)];
 
-	return first ? Max(trace, first->windows.last_batch) : trace;
+	return first ? Max(trace, last_batch_of(first)) : trace;
 }
 
 void

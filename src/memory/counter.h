@@ -52,7 +52,6 @@ typedef struct SubjectWindows
 {
 	TimestampTz newest_row;		/* no row that was loaded counts later */
 	TimestampTz newest_charge;	/* nor a charge since */
-	int64		last_batch;		/* that rows of calls since then may be in */
 	Window		slots[NUM_SLOTS];
 	int32		users[NUM_SLOTS];	/* pins of each */
 	uint8		loaded;			/* slots whose "used" is the ledger's sum */
@@ -74,11 +73,15 @@ typedef struct RateRing
 	int32		pending[RATE_RING];
 } RateRing;
 
+/* Stands for numbers that an entry has no room for. */
+#define ANY_BATCH			PG_INT32_MAX
+
 typedef struct CounterEntry
 {
 	CounterKey	key;			/* first */
 	int32		pins;			/* of all transactions' nest levels */
-	bool		touched;		/* pinned since eviction last came by */
+	uint32		touched:1;		/* pinned since eviction last came by */
+	uint32		last_batch:31;	/* that calls' rows of it may be in; ANY_BATCH */
 	dlist_node	node;			/* in its partition's list */
 	union
 	{
