@@ -478,6 +478,7 @@ take_post(void)
 	if (!batch_take_post(post))
 		return false;
 	pg_atomic_write_u32(&post->coming, 0);
+	pg_atomic_write_u64(&post->next_start, 0);	/* of who comes after */
 	pg_atomic_write_u64(&post->failed_at, 0);
 	return true;
 }
