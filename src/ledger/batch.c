@@ -354,7 +354,7 @@ enum
 };
 
 static StraightTable tail_table = {
-	.name = "tail",
+	.name = "kavach.tail",
 	.nkeys = 1,
 	.ncolumns = 3,
 	.columns = {

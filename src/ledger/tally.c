@@ -83,7 +83,7 @@ enum
 };
 
 static StraightTable usage_table = {
-	.name = "usage_scope",
+	.name = "kavach.usage_scope",
 	.nkeys = 4,
 	.ncolumns = 6,
 	.columns = {

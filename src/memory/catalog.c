@@ -103,16 +103,18 @@ enum
 };
 
 static Finder find_agent = {
-	.table = "kavach.agent",
-	.nkeys = 1,
-	.ncolumns = 6,
-	.columns = {
-		{"agent_id", TEXTOID},
-		{"user_id", TEXTOID},
-		{"tenant_id", TEXTOID},
-		{"status", TEXTOID},
-		{"status_reason", TEXTOID},
-		{"expires_at", TIMESTAMPTZOID},
+	.table = {
+		.name = "kavach.agent",
+		.nkeys = 1,
+		.ncolumns = 6,
+		.columns = {
+			{"agent_id", TEXTOID},
+			{"user_id", TEXTOID},
+			{"tenant_id", TEXTOID},
+			{"status", TEXTOID},
+			{"status_reason", TEXTOID},
+			{"expires_at", TIMESTAMPTZOID},
+		},
 	},
 };
 
@@ -126,15 +128,17 @@ enum
 };
 
 static Finder find_permissions = {
-	.table = "kavach.permission",
-	.nkeys = 1,
-	.ncolumns = 5,
-	.columns = {
-		{"agent_id", TEXTOID},
-		{"permission_id", INT8OID},
-		{"resource", TEXTOID},
-		{"actions", TEXTARRAYOID},
-		{"constraints", JSONBOID},
+	.table = {
+		.name = "kavach.permission",
+		.nkeys = 1,
+		.ncolumns = 5,
+		.columns = {
+			{"agent_id", TEXTOID},
+			{"permission_id", INT8OID},
+			{"resource", TEXTOID},
+			{"actions", TEXTARRAYOID},
+			{"constraints", JSONBOID},
+		},
 	},
 };
 
@@ -149,16 +153,18 @@ enum
 };
 
 static Finder find_policies = {
-	.table = "kavach.budget_policy",
-	.nkeys = 2,
-	.ncolumns = 6,
-	.columns = {
-		{"scope", TEXTOID},
-		{"subject", TEXTOID},
-		{"policy_id", TEXTOID},
-		{"each", BOOLOID},
-		{"action", TEXTOID},
-		{"enabled", BOOLOID},
+	.table = {
+		.name = "kavach.budget_policy",
+		.nkeys = 2,
+		.ncolumns = 6,
+		.columns = {
+			{"scope", TEXTOID},
+			{"subject", TEXTOID},
+			{"policy_id", TEXTOID},
+			{"each", BOOLOID},
+			{"action", TEXTOID},
+			{"enabled", BOOLOID},
+		},
 	},
 };
 
@@ -171,14 +177,16 @@ enum
 };
 
 static Finder find_limits = {
-	.table = "kavach.budget_limit",
-	.nkeys = 1,
-	.ncolumns = 4,
-	.columns = {
-		{"policy_id", TEXTOID},
-		{"measure", TEXTOID},
-		{"period", TEXTOID},
-		{"amount", INT8OID},
+	.table = {
+		.name = "kavach.budget_limit",
+		.nkeys = 1,
+		.ncolumns = 4,
+		.columns = {
+			{"policy_id", TEXTOID},
+			{"measure", TEXTOID},
+			{"period", TEXTOID},
+			{"amount", INT8OID},
+		},
 	},
 };
 
@@ -193,16 +201,18 @@ enum
 };
 
 static Finder find_baselines = {
-	.table = "kavach.budget_baseline",
-	.nkeys = 1,
-	.ncolumns = 6,
-	.columns = {
-		{"subject", TEXTOID},
-		{"policy_id", TEXTOID},
-		{"measure", TEXTOID},
-		{"period", TEXTOID},
-		{"period_start", TIMESTAMPTZOID},
-		{"usage", INT8OID},
+	.table = {
+		.name = "kavach.budget_baseline",
+		.nkeys = 1,
+		.ncolumns = 6,
+		.columns = {
+			{"subject", TEXTOID},
+			{"policy_id", TEXTOID},
+			{"measure", TEXTOID},
+			{"period", TEXTOID},
+			{"period_start", TIMESTAMPTZOID},
+			{"usage", INT8OID},
+		},
 	},
 };
 

@@ -8,36 +8,18 @@
 
 #include "kavach.h"
 
-#include "access/attnum.h"
 #include "nodes/pg_list.h"
 
 #include "server/query.h"
+#include "server/straight.h"
 
 #define MAX_FIND_KEYS		2
-#define MAX_FIND_COLUMNS	6
-
-typedef struct FindColumn
-{
-	const char *name;
-	Oid			type;
-} FindColumn;
-
 /* How rows of a table are found, and what is wanted of them: a static variable of who wants it. */
 typedef struct Finder
 {
-	const char *table;			/* with its schema, kavach */
-	int			nkeys;			/* the first columns, each a text */
-	int			ncolumns;
-	FindColumn	columns[MAX_FIND_COLUMNS];
-
-	/* of find.c */
-	bool		registered;
-	struct Finder *next;
-	Oid			relid;			/* of the table; InvalidOid: to be looked up */
-	Oid			known;			/* what the rest is about, while it holds */
-	AttrNumber	attnums[MAX_FIND_COLUMNS];
-	Oid			index;			/* InvalidOid: only a statement will do */
-	Statement	statements[2];	/* the second where the last key is NULL */
+	StraightTable table;		/* its keys are texts */
+	Statement	statements[2];	/* of find.c; the second where the last key is
+								 * NULL */
 } Finder;
 
 /* By what one search goes: only the last may be NULL, for rows in which it is. */
@@ -49,8 +31,8 @@ typedef struct FindKeys
 typedef struct FoundRow
 {
 	int			search;			/* which of them has found it */
-	Datum		values[MAX_FIND_COLUMNS];	/* copies */
-	bool		isnull[MAX_FIND_COLUMNS];
+	Datum		values[MAX_STRAIGHT_COLUMNS];	/* copies */
+	bool		isnull[MAX_STRAIGHT_COLUMNS];
 } FoundRow;
 
 extern void find_begin(void);

@@ -17,9 +17,11 @@
 #include "server/straight.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_index.h"
 #include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -70,7 +72,7 @@ table_oid(StraightTable *straight)
 		Oid			schema = get_namespace_oid("kavach", true);
 
 		if (OidIsValid(schema))
-			straight->relid = get_relname_relid(straight->name, schema);
+			straight->relid = get_relname_relid(strchr(straight->name, '.') + 1, schema);
 	}
 	return straight->relid;
 }
@@ -132,38 +134,52 @@ is_plain(Relation table)
 		table->rd_rel->relowner == query_owner();
 }
 
-/* Whether all rows are in an index, in the order of the keys. */
+/* Whether an index begins with the keys, in their order, as its row in pg_index says. */
 static bool
-is_index_of(const StraightTable *straight, Relation index)
+begins_with_keys(const StraightTable *straight, Oid index)
 {
-	if (index->rd_rel->relam != BTREE_AM_OID ||
-		!index->rd_index->indisvalid ||
-		index->rd_index->indnkeyatts < straight->nkeys ||
-		RelationGetIndexPredicate(index) != NIL)
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	Form_pg_index form;
+	bool		begins;
+
+	if (!HeapTupleIsValid(tuple))
 		return false;
-	for (int i = 0; i < straight->nkeys; i++)
-		if (index->rd_index->indkey.values[i] != straight->attnums[i] ||
-			index->rd_indoption[i] != 0 ||
-			!index_has_usual_order(straight->table, index, i, straight->columns[i].type))
-			return false;
-	return true;
+	form = (Form_pg_index) GETSTRUCT(tuple);
+	begins = form->indisvalid && form->indnkeyatts >= straight->nkeys;
+	for (int i = 0; i < straight->nkeys && begins; i++)
+		begins = form->indkey.values[i] == straight->attnums[i];
+	ReleaseSysCache(tuple);
+	return begins;
 }
 
+/* Whether all rows are in it, in the usual order. */
+static bool
+has_all_rows(const StraightTable *straight, Oid relid)
+{
+	Relation	index = index_open(relid, AccessShareLock);
+	bool		has_all = index->rd_rel->relam == BTREE_AM_OID && RelationGetIndexPredicate(index) == NIL;
+
+	for (int i = 0; i < straight->nkeys && has_all; i++)
+		has_all = index->rd_indoption[i] == 0 &&
+			index_has_usual_order(straight->table, index, i, straight->columns[i].type);
+	index_close(index, AccessShareLock);
+	return has_all;
+}
+
+/* Opening an index takes long, once in a session: those that will not do stay closed. */
 static Oid
 find_index(const StraightTable *straight)
 {
-	Oid			found = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, RelationGetIndexList(straight->table))
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Oid			index = lfirst_oid(cell);
 
-		if (is_index_of(straight, index))
-			found = lfirst_oid(cell);
-		index_close(index, AccessShareLock);
+		if (begins_with_keys(straight, index) && has_all_rows(straight, index))
+			return index;
 	}
-	return found;
+	return InvalidOid;
 }
 
 /* Makes known what there is to know of the table, which is locked. */

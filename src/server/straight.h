@@ -22,7 +22,7 @@ typedef struct StraightColumn
 /* A table, and the columns that are read of it: a static variable of who reads it. */
 typedef struct StraightTable
 {
-	const char *name;			/* in the schema kavach */
+	const char *name;			/* with its schema, kavach */
 	int			nkeys;			/* with so many columns the index begins */
 	int			ncolumns;
 	StraightColumn columns[MAX_STRAIGHT_COLUMNS];
