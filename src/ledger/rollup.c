@@ -15,7 +15,9 @@
  * whoever makes names up would make rows here.
  *
  * Nothing in it is joined by rows: the plan is a generic one, and knows nothing of
- * how many there are.
+ * how many there are: a few, or all that an installation has, the first time.  So
+ * each window is added up from shorter ones: of each scope hours, or an agent's days
+ * where its hours are old; of these, days; and of days all that is longer.
  *
  * kavach.open_authorization gets what the batches do not settle themselves, and
  * loses what they settle.  A settlement may be folded before its authorization,
@@ -23,9 +25,10 @@
  * kavach.unsettled, which looks at each row of it, passes over it.
  *
  * An agent's hours are read for two days, and after that from its raw rows.  There
- * are as many as agents call, so the worker takes them away after that
- * (rollup_prune), going over the agents by the primary key: three pages or so for
- * each agent, and none for its other rows.
+ * are as many as agents call: older ones are not put in, which are most of what an
+ * upgrade brings, and the worker takes away what gets old (rollup_prune), going over
+ * the agents by the primary key: three pages or so for each agent, and none for its
+ * other rows.
  *-------------------------------------------------------------------------
  */
 #include "ledger/rollup.h"
@@ -54,7 +57,7 @@
 	" tokens_cache_write = u.tokens_cache_write + excluded.tokens_cache_write, cost = u.cost + excluded.cost"
 #define KEY		"tenant_id, user_id, agent_id, provider, model"
 
-/* %1$s: the shortest window, %2$s: scopes with their subjects, %3$s: what months are called */
+/* %1$s: hour, %2$s: usage by scope and hour, %3$s: month, %4$s: day, %5$s: agent */
 #define FOLD \
 	"WITH r AS MATERIALIZED (" \
 	"SELECT a.id, a.batch, a.ts, (a.ts AT TIME ZONE 'UTC')::date AS day, a.kind, a.result, a.agent_id, a.user_id, a.tenant_id, a.provider, a.model," \
@@ -67,14 +70,15 @@
 	"       CASE WHEN kind = 'authorize' THEN 1 ELSE 0 END AS calls," \
 	"       CASE WHEN kind = 'authorize' AND result <> 'allowed' THEN 1 ELSE 0 END AS denied," \
 	"       CASE WHEN kind = 'authorize' AND result = 'allowed' AND tokens_requested IS NULL THEN 1 ELSE 0 END AS calls_without_cost," \
-	"       coalesce(tokens_cost, 0)::numeric + moved AS tokens_cost, coalesce(tokens_input, 0)::numeric AS tokens_input," \
-	"       coalesce(tokens_output, 0)::numeric AS tokens_output, coalesce(tokens_cache_read, 0)::numeric AS tokens_cache_read," \
-	"       coalesce(tokens_cache_write, 0)::numeric AS tokens_cache_write, coalesce(cost, 0) AS cost" \
+	"       tokens_cost, moved, tokens_input, tokens_output, tokens_cache_read, tokens_cache_write, cost" \
 	"  FROM r" \
 	" UNION ALL " \
-	"SELECT day, tenant_id, user_id, known, NULL, NULL, 0, 0, 0, -moved::numeric, 0, 0, 0, 0, 0 FROM r WHERE moved <> 0)," \
+	"SELECT day, tenant_id, user_id, known, NULL, NULL, 0, 0, 0, 0, -moved, 0, 0, 0, 0, 0 FROM r WHERE moved <> 0)," \
 	" by_day AS MATERIALIZED (" \
-	"SELECT day, " KEY ", " SUM_OF_FIGURES " FROM part GROUP BY day, " KEY ")," \
+	"SELECT day, " KEY ", sum(calls), sum(denied), sum(calls_without_cost), coalesce(sum(tokens_cost), 0) + sum(moved)," \
+	"       coalesce(sum(tokens_input), 0), coalesce(sum(tokens_output), 0), coalesce(sum(tokens_cache_read), 0)," \
+	"       coalesce(sum(tokens_cache_write), 0), coalesce(sum(cost), 0)" \
+	"  FROM part GROUP BY day, " KEY ")," \
 	" daily AS (" \
 	"INSERT INTO kavach.usage_daily AS u (day, " KEY ", " FIGURES ")" \
 	" SELECT * FROM by_day ORDER BY agent_id, day" \
@@ -84,17 +88,23 @@
 	" SELECT date_trunc('%3$s', day)::date, " KEY ", " SUM_OF_FIGURES \
 	"   FROM by_day AS b (day, " KEY ", " FIGURES ") GROUP BY 1, " KEY " ORDER BY agent_id, 1" \
 	" ON CONFLICT (agent_id, month, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
-	" admitted AS (" \
+	" admitted AS MATERIALIZED (" \
 	"SELECT agent_id, user_id, tenant_id, date_trunc('%1$s', kavach.charged_at(ts, tokens_cost, settles), 'UTC') AS at," \
-	"       sum(coalesce(tokens_cost, 0)) AS tokens, count(*) FILTER (WHERE kind = 'authorize') AS calls" \
+	"       coalesce(sum(tokens_cost), 0) AS tokens, count(*) FILTER (WHERE kind = 'authorize') AS calls" \
 	"  FROM r WHERE result = 'allowed' GROUP BY 1, 2, 3, 4)," \
-	" times AS (" \
-	"SELECT t.at, w.period, w.period_start FROM (SELECT DISTINCT at FROM admitted) t CROSS JOIN LATERAL kavach.windows(t.at) w)," \
+	" hourly AS MATERIALIZED (%2$s)," \
+	" daily_spent AS MATERIALIZED (" \
+	"SELECT scope, subject, date_trunc('%4$s', at, 'UTC') AS at, sum(tokens) AS tokens, sum(calls) AS calls FROM hourly GROUP BY 1, 2, 3)," \
+	" longer AS (" \
+	"SELECT t.at, w.period, w.period_start FROM (SELECT DISTINCT at FROM daily_spent) t CROSS JOIN LATERAL kavach.windows(t.at) w" \
+	" WHERE w.period <> '%1$s')," \
 	" scoped AS (" \
 	"INSERT INTO kavach.usage_scope AS u (scope, subject, period, start, tokens, calls)" \
-	" SELECT s.scope, s.subject, t.period, t.period_start, sum(a.tokens), sum(a.calls)" \
-	"   FROM admitted a JOIN times t USING (at) CROSS JOIN LATERAL (VALUES %2$s) AS s (scope, subject)" \
-	"  WHERE s.subject IS NOT NULL GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4" \
+	" SELECT scope, subject, '%1$s', at, tokens, calls FROM hourly WHERE scope <> '%5$s' OR at >= $2" \
+	"  UNION ALL " \
+	"SELECT d.scope, d.subject, l.period, l.period_start, sum(d.tokens), sum(d.calls)" \
+	"  FROM daily_spent d JOIN longer l USING (at) GROUP BY 1, 2, 3, 4" \
+	"  ORDER BY 1, 2, 3, 4" \
 	" ON CONFLICT (scope, subject, period, start) DO UPDATE SET" \
 	" tokens = u.tokens + excluded.tokens, calls = u.calls + excluded.calls)," \
 	" closed AS (" \
@@ -113,21 +123,41 @@
 	" SELECT count(*) FROM r"
 
 static Statement fold_batches = {
-	.nargs = 1,
-	.argtypes = {INT8ARRAYOID},
+	.nargs = 2,
+	.argtypes = {INT8ARRAYOID, TIMESTAMPTZOID},
 };
 
-/* Scopes, and which column has their subject's id. */
-static char *
-list_subjects(void)
-{
-	StringInfoData list;
+/* The window of an hour that began before may yet be asked for, by who has looked at the clock. */
+#define KEPT_HOURS	(2 * USECS_PER_DAY + USECS_PER_HOUR)
 
-	initStringInfo(&list);
+/* What of a call is in the shortest window that is kept of a scope: an agent's hour, or else its day. */
+static const char *
+start_kept(int scope)
+{
+	if (scope != SCOPE_AGENT)
+		return "at";
+	return psprintf("CASE WHEN at >= $2 THEN at ELSE date_trunc('%s', at, 'UTC') END", periods[PERIOD_DAY].name);
+}
+
+static const char *
+subject_of(int scope)
+{
+	return scopes[scope].column ? scopes[scope].column : "''::text";
+}
+
+/* What each scope's subjects have used, summed up before it is put into all windows. */
+static char *
+sums_by_scope(void)
+{
+	StringInfoData sums;
+
+	initStringInfo(&sums);
 	for (int scope = 0; scope < NUM_SCOPES; scope++)
-		appendStringInfo(&list, "%s('%s', %s%s)", scope == 0 ? "" : ", ", scopes[scope].name,
-						 scopes[scope].column ? "a." : "", scopes[scope].column ? scopes[scope].column : "''");
-	return list.data;
+		appendStringInfo(&sums, "%sSELECT '%s' AS scope, %s AS subject, %s AS at, sum(tokens) AS tokens, sum(calls) AS calls"
+						 " FROM admitted WHERE %s IS NOT NULL GROUP BY 2, 3",
+						 scope == 0 ? "" : " UNION ALL ", scopes[scope].name,
+						 subject_of(scope), start_kept(scope), subject_of(scope));
+	return sums.data;
 }
 
 /* Adds the rows of batches to the rollups; returns how many there are. */
@@ -135,25 +165,24 @@ int64
 rollup_fold(const int64 *batches, int count)
 {
 	Datum	   *numbers = palloc_extended(sizeof(Datum) * count, MCXT_ALLOC_HUGE);
-	Datum		value;
+	Datum		values[2];
 
 	if (fold_batches.sql == NULL)
 		fold_batches.sql = MemoryContextStrdup(TopMemoryContext,
-											   psprintf(FOLD, periods[0].name, list_subjects(), periods[PERIOD_MONTH].name));
+											   psprintf(FOLD, periods[0].name, sums_by_scope(), periods[PERIOD_MONTH].name,
+														periods[PERIOD_DAY].name, scopes[SCOPE_AGENT].name));
 	for (int i = 0; i < count; i++)
 		numbers[i] = Int64GetDatum(batches[i]);
-	value = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[0] = PointerGetDatum(construct_array(numbers, count, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp() - KEPT_HOURS);
 	query_avoid_scans();
 	query_expect_many();
-	if (query_execute(&fold_batches, &value, NULL) != 1)
+	if (query_execute(&fold_batches, values, NULL) != 1)
 		elog(ERROR, "could not fold batches of the ledger");
 	return query_int64(0, 1).value;
 }
 
 /* ---- what is read no longer ---- */
-
-/* The window of an hour that began before may yet be asked for, by who has looked at the clock. */
-#define KEPT_HOURS	(2 * USECS_PER_DAY + USECS_PER_HOUR)
 
 static Statement prune_hours = {
 	.sql = "WITH RECURSIVE s (subject, n) AS ("

@@ -16,7 +16,7 @@
  * A row counts in the windows of kavach.charged_at, which is never later than
  * its ts: so rows are looked for from the start of the window on, with no end.
  *
- * Hours of agents are kept in kavach.usage_scope for two days.  Those of more than
+ * Hours of agents are in kavach.usage_scope for two days.  Those of more than
  * a day ago are added up from the agent's rows, as long as the month is there, and
  * so are rates.  Where the tail is all of the ledger, as it is before the first
  * batch is closed, the agent's rows are found by agent, too, as there may be few.
@@ -46,7 +46,7 @@
 #include "server/query.h"
 #include "server/straight.h"
 
-/* Hours of agents that began longer ago may be gone from kavach.usage_scope soon. */
+/* Hours of agents that began longer ago may be gone from kavach.usage_scope soon, or never have been there. */
 #define AGENT_HOURS_KEPT	USECS_PER_DAY
 
 /* What is being summed up. */
@@ -185,9 +185,17 @@ add_window(Tally *tally, PeriodKind period, const ClosedWindow *window)
 	add(&tally->usage[period].used[MEASURE_CALLS], window->calls);
 }
 
+/* Whether a window has no say about later ones: after an agent's old hour there may be others, which are gone. */
+static bool
+is_old_hour(const Subject *subject, int period, TimestampTz start)
+{
+	return subject->scope == SCOPE_AGENT && period == PERIOD_HOUR &&
+		start < GetCurrentTimestamp() - AGENT_HOURS_KEPT;
+}
+
 /*
  * Adds a subject's windows.  The latest of all, of the shortest kind that there
- * is, bounds the time of its rows: hours of agents go, but the oldest first.
+ * is, bounds the time of its rows.
  */
 static void
 add_closed_windows(const Sums *sums, ClosedScan *closed, int i)
@@ -207,7 +215,7 @@ add_closed_windows(const Sums *sums, ClosedScan *closed, int i)
 
 		key[USAGE_PERIOD] = CStringGetTextDatum(periods[period].name);
 		found = latest_window(closed, key, DT_NOEND, &window);
-		if (found && !bounded && period < PERIOD_TOTAL)
+		if (found && !bounded && period < PERIOD_TOTAL && !is_old_hour(subject, period, window.start))
 		{
 			tally->newest = Max(tally->newest, period_end(period, window.start) - 1);
 			bounded = true;
