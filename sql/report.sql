@@ -390,7 +390,7 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
   SELECT p.*
     FROM kavach.usage_part p
-   WHERE (p.part = 'monthly'
+   WHERE (p.part = 'monthly' AND usage_between.whole = 'monthly'
           AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
           AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date)
       OR (p.part = 'daily' AND usage_between.whole <> 'total'
