@@ -518,7 +518,7 @@ scale_size() {
   printf '| a month of the ledger with its indexes ÷ a plain table of the same rows | %s |\n' \
     "$(query -At -c "SELECT round(pg_total_relation_size('$month')::numeric / pg_total_relation_size('bench.plain'), 2)")"
   printf '| rollups, bytes for each row of the ledger | %s |\n' \
-    "$(query -At -c "SELECT round(sum(pg_total_relation_size(c))::numeric / $scale_rows, 1) FROM unnest(ARRAY['kavach.usage_daily', 'kavach.usage_monthly', 'kavach.usage_scope', 'kavach.batch', 'kavach.open_authorization']::regclass[]) c")"
+    "$(query -At -c "SELECT round(sum(pg_total_relation_size(c))::numeric / $scale_rows, 1) FROM unnest(ARRAY['kavach.usage_daily', 'kavach.usage_monthly', 'kavach.usage_total', 'kavach.usage_scope', 'kavach.batch', 'kavach.open_authorization']::regclass[]) c")"
 }
 
 # Of 11,000 agents, each of which has a limit of its own.

@@ -103,6 +103,19 @@ CREATE TABLE kavach.usage_monthly (
   UNIQUE NULLS NOT DISTINCT (agent_id, month, user_id, tenant_id, provider, model)
 ) WITH (fillfactor = 70);
 
+CREATE TABLE kavach.usage_total (
+  day                date PRIMARY KEY,
+  calls              bigint NOT NULL,
+  denied             bigint NOT NULL,
+  calls_without_cost bigint NOT NULL,
+  tokens_cost        numeric NOT NULL,
+  tokens_input       numeric NOT NULL,
+  tokens_output      numeric NOT NULL,
+  tokens_cache_read  numeric NOT NULL,
+  tokens_cache_write numeric NOT NULL,
+  cost               numeric NOT NULL
+) WITH (fillfactor = 70);
+
 CREATE INDEX usage_daily_day_idx ON kavach.usage_daily (day);
 CREATE INDEX usage_daily_user_id_day_idx ON kavach.usage_daily (user_id, day);
 CREATE INDEX usage_daily_tenant_id_day_idx ON kavach.usage_daily (tenant_id, day);
@@ -110,11 +123,14 @@ CREATE INDEX usage_monthly_month_idx ON kavach.usage_monthly (month);
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_monthly', '');
+SELECT pg_catalog.pg_extension_config_dump('kavach.usage_total', '');
 
 COMMENT ON TABLE kavach.usage_daily IS 'What closed batches add up to, by UTC day.';
 COMMENT ON TABLE kavach.usage_monthly IS 'What closed batches add up to, by UTC month.';
+COMMENT ON TABLE kavach.usage_total IS 'What closed batches add up to, by UTC day, all agents together.';
 COMMENT ON COLUMN kavach.usage_daily.day IS 'The UTC day of the rows.';
 COMMENT ON COLUMN kavach.usage_monthly.month IS 'The UTC month of the rows, its first day.';
+COMMENT ON COLUMN kavach.usage_total.day IS 'The UTC day of the rows.';
 
 DO $$
 DECLARE
@@ -122,7 +138,7 @@ DECLARE
 BEGIN
   FOR c IN
     SELECT t.name AS relation, v.name, v.text
-      FROM (VALUES ('usage_daily'), ('usage_monthly')) AS t (name),
+      FROM (VALUES ('usage_daily'), ('usage_monthly'), ('usage_total')) AS t (name),
            (VALUES ('tenant_id', 'The agent''s tenant at that time.'),
                    ('user_id', 'The agent''s owner at that time; NULL for unknown agents.'),
                    ('agent_id', 'Who called; NULL for unknown agents, all of them.'),
@@ -137,6 +153,7 @@ BEGIN
                    ('tokens_cache_read', 'Tokens read from a cache, as far as known.'),
                    ('tokens_cache_write', 'Tokens written to a cache, as far as known.'),
                    ('cost', 'The price of it, as far as known.')) AS v (name, text)
+     WHERE EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = ('kavach.' || t.name)::regclass AND a.attname = v.name)
   LOOP
     EXECUTE format('COMMENT ON COLUMN kavach.%I.%I IS %L', c.relation, c.name, c.text);
   END LOOP;

@@ -176,7 +176,7 @@ LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'kavach_range_edge';
 
 COMMENT ON FUNCTION kavach.range_edge(timestamptz, timestamptz, text, int) IS
-  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
+  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily or total, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
 
 CREATE FUNCTION kavach.uuid7_since(ts timestamptz, whole_month boolean DEFAULT false)
 RETURNS uuid
@@ -705,6 +705,19 @@ CREATE TABLE kavach.usage_monthly (
   UNIQUE NULLS NOT DISTINCT (agent_id, month, user_id, tenant_id, provider, model)
 ) WITH (fillfactor = 70);
 
+CREATE TABLE kavach.usage_total (
+  day                date PRIMARY KEY,
+  calls              bigint NOT NULL,
+  denied             bigint NOT NULL,
+  calls_without_cost bigint NOT NULL,
+  tokens_cost        numeric NOT NULL,
+  tokens_input       numeric NOT NULL,
+  tokens_output      numeric NOT NULL,
+  tokens_cache_read  numeric NOT NULL,
+  tokens_cache_write numeric NOT NULL,
+  cost               numeric NOT NULL
+) WITH (fillfactor = 70);
+
 CREATE INDEX usage_daily_day_idx ON kavach.usage_daily (day);
 CREATE INDEX usage_daily_user_id_day_idx ON kavach.usage_daily (user_id, day);
 CREATE INDEX usage_daily_tenant_id_day_idx ON kavach.usage_daily (tenant_id, day);
@@ -712,11 +725,14 @@ CREATE INDEX usage_monthly_month_idx ON kavach.usage_monthly (month);
 
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_daily', '');
 SELECT pg_catalog.pg_extension_config_dump('kavach.usage_monthly', '');
+SELECT pg_catalog.pg_extension_config_dump('kavach.usage_total', '');
 
 COMMENT ON TABLE kavach.usage_daily IS 'What closed batches add up to, by UTC day.';
 COMMENT ON TABLE kavach.usage_monthly IS 'What closed batches add up to, by UTC month.';
+COMMENT ON TABLE kavach.usage_total IS 'What closed batches add up to, by UTC day, all agents together.';
 COMMENT ON COLUMN kavach.usage_daily.day IS 'The UTC day of the rows.';
 COMMENT ON COLUMN kavach.usage_monthly.month IS 'The UTC month of the rows, its first day.';
+COMMENT ON COLUMN kavach.usage_total.day IS 'The UTC day of the rows.';
 
 DO $$
 DECLARE
@@ -724,7 +740,7 @@ DECLARE
 BEGIN
   FOR c IN
     SELECT t.name AS relation, v.name, v.text
-      FROM (VALUES ('usage_daily'), ('usage_monthly')) AS t (name),
+      FROM (VALUES ('usage_daily'), ('usage_monthly'), ('usage_total')) AS t (name),
            (VALUES ('tenant_id', 'The agent''s tenant at that time.'),
                    ('user_id', 'The agent''s owner at that time; NULL for unknown agents.'),
                    ('agent_id', 'Who called; NULL for unknown agents, all of them.'),
@@ -739,6 +755,7 @@ BEGIN
                    ('tokens_cache_read', 'Tokens read from a cache, as far as known.'),
                    ('tokens_cache_write', 'Tokens written to a cache, as far as known.'),
                    ('cost', 'The price of it, as far as known.')) AS v (name, text)
+     WHERE EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = ('kavach.' || t.name)::regclass AND a.attname = v.name)
   LOOP
     EXECUTE format('COMMENT ON COLUMN kavach.%I.%I IS %L', c.relation, c.name, c.text);
   END LOOP;
@@ -1719,9 +1736,9 @@ SELECT u.id, u.batch, u.ts, u.day, u.tenant_id, u.user_id, u.agent_id, e.provide
 
 COMMENT ON VIEW kavach.usage_entry IS 'kavach.usage for sums by provider and model: a settlement that names one is two rows, so that it takes its estimate away where that was charged.';
 
--- Each row of the ledger once, in the sums of its month, in those of its day, as the row
--- that it is, and as one of the tail where no sum has it yet: who reads this takes one
--- part for each stretch of time, and the tail with the sums.  In one statement, so that
+-- Each row of the ledger once, in the sums of its month, in those of its day, in the day's
+-- total, as the row that it is, and as one of the tail where no sum has it yet: who reads
+-- this takes one part for each stretch of time, and the tail with the sums.  In one statement, so that
 -- sums and tail are of one snapshot.
 --
 -- Statistics tell nothing about the tail: it is looked for by index whatever they say,
@@ -1739,6 +1756,10 @@ SELECT 'daily', NULL, (d.day::timestamp AT TIME ZONE 'UTC'), d.day,
        d.calls, d.denied, d.calls_without_cost, d.tokens_cost, d.tokens_input, d.tokens_output, d.tokens_cache_read, d.tokens_cache_write, d.cost
   FROM kavach.usage_daily d
  UNION ALL
+SELECT 'total', NULL, (t.day::timestamp AT TIME ZONE 'UTC'), t.day, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       t.calls, t.denied, t.calls_without_cost, t.tokens_cost, t.tokens_input, t.tokens_output, t.tokens_cache_read, t.tokens_cache_write, t.cost
+  FROM kavach.usage_total t
+ UNION ALL
 SELECT 'row', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider, e.model, e.action, e.resource, e.metadata,
        e.calls, e.denied, e.calls_without_cost, e.tokens_cost, e.tokens_input, e.tokens_output, e.tokens_cache_read, e.tokens_cache_write, e.cost
   FROM kavach.usage_entry e
@@ -1755,7 +1776,7 @@ SELECT 'tail', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider
    AND e.batch >= (SELECT t.open[1] FROM kavach.tail t) AND e.batch <= (SELECT t.high FROM kavach.tail t);
 
 COMMENT ON VIEW kavach.usage_part IS 'What reports sum: the ledger''s rows, what months and days of closed batches add up to, and the rows that are in none of these sums yet. kavach.usage_between puts a range together.';
-COMMENT ON COLUMN kavach.usage_part.part IS 'monthly or daily: the sum of the closed batches'' rows in it, by agent and model; row: a row of kavach.usage_entry; tail: the same, of a batch that is not in the sums.';
+COMMENT ON COLUMN kavach.usage_part.part IS 'monthly or daily: the sum of the closed batches'' rows in it, by agent and model; total: of a day, all together; row: a row of kavach.usage_entry; tail: the same, of a batch that is not in the sums.';
 COMMENT ON COLUMN kavach.usage_part.id IS 'Of a row: its id.';
 COMMENT ON COLUMN kavach.usage_part.ts IS 'Of a row: clock time of the call; of a sum: the start of its month or day.';
 COMMENT ON COLUMN kavach.usage_part.day IS 'Its UTC day.';
@@ -1769,14 +1790,17 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
   SELECT p.*
     FROM kavach.usage_part p
-   WHERE (p.part = 'monthly'
+   WHERE (p.part = 'monthly' AND usage_between.whole = 'monthly'
           AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
           AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date)
-      OR (p.part = 'daily'
+      OR (p.part = 'daily' AND usage_between.whole <> 'total'
           AND (p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) AT TIME ZONE 'UTC')::date
                AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
                OR p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date
                AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) AT TIME ZONE 'UTC')::date))
+      OR (p.part = 'total' AND usage_between.whole = 'total'
+          AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) AT TIME ZONE 'UTC')::date
+          AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) AT TIME ZONE 'UTC')::date)
       OR (p.part = 'tail'
           AND p.ts >= kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0)
           AND p.ts < kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3))
@@ -1808,7 +1832,7 @@ END;
 
 COMMENT ON FUNCTION kavach.usage_between(timestamptz, timestamptz, text) IS
 'What the ledger''s rows from since (inclusive) to until (exclusive) add up to, in pieces: whole UTC months and days as sums, pieces of days as rows, and the rows that are not in the sums yet. Neither bound is NULL; infinity leaves a side open. Every report sums these.
-whole: monthly; daily, where days are to be told apart; NULL: rows alone.
+whole: monthly; daily, where days are to be told apart; total, where nobody is: of days, all together; NULL: rows alone.
 The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of no time in the months of the range.
 Error KV005 where rows of a month that was dropped are needed.';
 
@@ -1836,7 +1860,7 @@ CREATE OR REPLACE VIEW kavach.usage_by_day AS
 SELECT day,
        sum(calls)::bigint AS calls, sum(denied)::bigint AS denied, sum(calls_without_cost)::bigint AS calls_without_cost, sum(tokens_cost) AS tokens_cost
   FROM kavach.usage_part
- WHERE part IN ('daily', 'tail')
+ WHERE part IN ('total', 'tail')
  GROUP BY day;
 
 COMMENT ON VIEW kavach.usage_by_day IS 'Usage of every UTC day that has ledger rows. For a range or one agent use kavach_cost_by_day.';
@@ -1907,7 +1931,8 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
   SELECT u.day, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
     FROM kavach.usage_between(kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until),
-                              coalesce(kavach_cost_by_day.until, 'infinity'), 'daily') u
+                              coalesce(kavach_cost_by_day.until, 'infinity'),
+                              CASE WHEN kavach_cost_by_day.agent_id IS NULL THEN 'total' ELSE 'daily' END) u
    WHERE kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id
    GROUP BY u.day;
 END;
@@ -1938,7 +1963,7 @@ LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'kavach_report_whole';
 
 COMMENT ON FUNCTION kavach.report_whole(text[], text) IS
-  'What tells such groups and buckets apart, for kavach.usage_between: monthly or daily sums; NULL where only rows do. Errors: 22004 a NULL among the groups; 22023 an unknown group or bucket.';
+  'What tells such groups and buckets apart, for kavach.usage_between: monthly or daily sums, or totals; NULL where only rows do. Errors: 22004 a NULL among the groups; 22023 an unknown group or bucket.';
 
 CREATE FUNCTION kavach.groups_by(group_by text[], column_name text)
 RETURNS boolean

@@ -3,8 +3,8 @@
  *		Folds closed batches into the rollups.
  *
  * One statement reads the rows of all batches that are closed together, once,
- * and adds what they come to: to usage_daily and usage_monthly by ts, as bills
- * do; to usage_scope in the windows of limits (kavach.charged_at).  So the sums
+ * and adds what they come to: to usage_daily, usage_monthly and usage_total by ts,
+ * as bills do; to usage_scope in the windows of limits (kavach.charged_at).  So the sums
  * are those of one snapshot, and of the same rows.
  *
  * What is not settled has no model yet.  So by model, a settling row counts what
@@ -42,7 +42,7 @@
 #include "server/clock.h"
 #include "server/query.h"
 
-/* Figures of usage_daily and usage_monthly, and how they are added up from rows. */
+/* Figures of usage_daily, usage_monthly and usage_total, and how they are added up from rows. */
 #define FIGURES \
 	"calls, denied, calls_without_cost, tokens_cost, tokens_input, tokens_output, tokens_cache_read, tokens_cache_write, cost"
 #define SUM_OF_FIGURES \
@@ -88,6 +88,10 @@
 	" SELECT date_trunc('%3$s', day)::date, " KEY ", " SUM_OF_FIGURES \
 	"   FROM by_day AS b (day, " KEY ", " FIGURES ") GROUP BY 1, " KEY " ORDER BY agent_id, 1" \
 	" ON CONFLICT (agent_id, month, user_id, tenant_id, provider, model) DO UPDATE SET" ADD_FIGURES ")," \
+	" total AS (" \
+	"INSERT INTO kavach.usage_total AS u (day, " FIGURES ")" \
+	" SELECT day, " SUM_OF_FIGURES " FROM by_day AS b (day, " KEY ", " FIGURES ") GROUP BY day ORDER BY day" \
+	" ON CONFLICT (day) DO UPDATE SET" ADD_FIGURES ")," \
 	" admitted AS MATERIALIZED (" \
 	"SELECT agent_id, user_id, tenant_id, date_trunc('%1$s', kavach.charged_at(ts, tokens_cost, settles), 'UTC') AS at," \
 	"       coalesce(sum(tokens_cost), 0) AS tokens, count(*) FILTER (WHERE kind = 'authorize') AS calls" \

@@ -125,7 +125,7 @@ is_summed(const char *group)
 	return found != NULL && found->is_summed;
 }
 
-/* What tells such groups and buckets apart: sums of months or of days; NULL: only rows do. */
+/* What tells such groups and buckets apart: sums of months, of days, or totals of these; NULL: only rows do. */
 static const char *
 report_whole(FunctionCallInfo fcinfo)
 {
@@ -136,6 +136,8 @@ report_whole(FunctionCallInfo fcinfo)
 
 	if (strcmp(bucket, periods[PERIOD_DAY].name) == 0)
 		whole = "daily";
+	if (ngroups == 0)
+		whole = "total";
 	if (strcmp(bucket, periods[PERIOD_HOUR].name) == 0)
 		whole = NULL;
 	for (int i = 0; i < ngroups; i++)

@@ -26,7 +26,7 @@ SELECT results_eq(
   $$SELECT relname::text COLLATE "default" FROM member_relation WHERE relkind IN ('r', 'p', 'v') ORDER BY relname::text COLLATE "C"$$,
   $$VALUES ('agent'), ('agents'), ('audit_log'), ('batch'), ('batch_status'), ('budget_baseline'), ('budget_limit'), ('budget_policy'), ('budget_status'), ('cache_stats'), ('counter_stats'), ('counters'), ('dropped_month'), ('ledger'), ('open_authorization'),
            ('permission'), ('permissions'), ('policies'), ('tail'), ('unsettled'), ('usage'), ('usage_by_agent'), ('usage_by_day'), ('usage_by_user'), ('usage_daily'), ('usage_entry'), ('usage_monthly'),
-           ('usage_part'), ('usage_scope'), ('worker_status')$$,
+           ('usage_part'), ('usage_scope'), ('usage_total'), ('worker_status')$$,
   'the nouns');
 
 CREATE FUNCTION pg_temp.none(query text, what text) RETURNS text LANGUAGE plpgsql AS $$

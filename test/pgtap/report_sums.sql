@@ -1,7 +1,7 @@
 -- report_sums.sql: reports are the sums over the ledger's rows whatever of these is summed up beforehand, for any range,
 -- and read no more of the ledger than they need.
 BEGIN;
-SELECT plan(25);
+SELECT plan(28);
 SET LOCAL timezone = 'Asia/Kolkata';
 \ir differences.psql
 SELECT setseed(0.5);
@@ -81,6 +81,9 @@ ROLLBACK TO honest;
 UPDATE kavach.usage_monthly SET tokens_cost = tokens_cost - 1 WHERE ctid = (SELECT min(ctid) FROM kavach.usage_monthly WHERE agent_id = 'agt_3');
 SELECT isnt_empty('SELECT * FROM pg_temp.all_differences(2)', 'and a month with one too few');
 ROLLBACK TO honest;
+UPDATE kavach.usage_total SET tokens_cost = tokens_cost + 1 WHERE day = '2031-02-10';
+SELECT isnt_empty('SELECT * FROM pg_temp.all_differences(2)', 'and a day''s total with one too many');
+ROLLBACK TO honest;
 
 -- Plans: nothing is called, no month is passed over, and none looked at that the range has no piece of a day in.
 CREATE FUNCTION pg_temp.plan_of(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -101,16 +104,24 @@ CREATE FUNCTION pg_temp.bad_plans() RETURNS SETOF text LANGUAGE sql AS $$
 $$;
 PREPARE by_agent(timestamptz, timestamptz) AS SELECT * FROM kavach_cost_by_agent($1, $2);
 PREPARE by_model(text[]) AS SELECT * FROM kavach_usage_report('2031-01-31 17:00Z', '2031-04-02 05:00Z', $1);
+-- So many that no month is read as fast as a few of its rows.
 INSERT INTO kavach.audit_log (id, ts, batch, kind, agent_id, user_id, action, result, code, tokens_cost)
 SELECT pg_temp.new_id(ts), ts, 1, 'usage', 'agt_' || i % 10, 'user_1', 'run', 'allowed', 'recorded', 1
-  FROM unnest('{2031-01-01Z,2031-04-03Z}'::timestamptz[]) AS month, generate_series(1, 6000) AS i, LATERAL (SELECT month + i * interval '6 min') AS t (ts);
+  FROM unnest('{2031-01-01Z,2031-02-01Z,2031-03-01Z,2031-04-03Z}'::timestamptz[]) AS month, generate_series(1, 6000) AS i, LATERAL (SELECT month + i * interval '6 min') AS t (ts);
 SELECT is_empty('SELECT * FROM pg_temp.bad_plans()', 'without statistics, reports read the ledger by its indexes');
 SET LOCAL plan_cache_mode = force_generic_plan;
 SELECT is_empty('SELECT * FROM pg_temp.bad_plans()', 'with arguments that are not known, too');
-ANALYZE kavach.audit_log, kavach.usage_daily, kavach.usage_monthly, kavach.tail;
+ANALYZE kavach.audit_log, kavach.usage_daily, kavach.usage_monthly, kavach.usage_total, kavach.tail;
 SELECT is_empty('SELECT * FROM pg_temp.bad_plans()', 'and with statistics');
 SELECT is(ARRAY(SELECT DISTINCT m[1] FROM regexp_matches(pg_temp.plan_of($$SELECT * FROM kavach.usage_between('2031-02-10 17:00Z', '2031-02-26 05:00Z', 'monthly') WHERE part = 'row'$$), 'on (audit_log_\d+_\d+)', 'g') AS m),
           '{audit_log_2031_02}', 'pieces of days: of the months that they are in');
+
+SET LOCAL plan_cache_mode = auto;
+SELECT is_empty($$SELECT s FROM unnest(ARRAY['SELECT * FROM kavach_cost_by_day(NULL, ''2031-02-01Z'', ''2031-04-01 12:00Z'')', 'SELECT * FROM kavach.usage_by_day',
+                    'SELECT * FROM kavach_usage_report()', 'SELECT * FROM kavach_usage_report(NULL, ''2031-04-01Z'', ''{}'', ''month'')']) AS s WHERE pg_temp.plan_of(s) ~ ' usage_(daily|monthly)'$$,
+                'days of all together are read from their totals');
+SELECT is_empty($$SELECT s FROM unnest(ARRAY['SELECT * FROM kavach_cost_by_day(''agt_1'', ''2031-02-01Z'', ''2031-04-01Z'')', 'SELECT * FROM kavach_usage_report(group_by => ''{user}'')']) AS s WHERE pg_temp.plan_of(s) ~ ' usage_total'$$,
+                'and of none of them alone');
 
 -- The general report.
 SELECT results_eq($$SELECT bucket_start, user_id, calls FROM kavach_usage_report('2030-12-01Z', '2031-06-01Z', '{user}', 'month', fill_gaps => true) ORDER BY 1, 2$$,

@@ -30,12 +30,16 @@ SELECT (ts AT TIME ZONE 'UTC')::date AS day, tenant_id, user_id, CASE WHEN user_
 CREATE TEMP VIEW rolled_up AS
 SELECT 'day' AS by, day AS start, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM kavach.usage_daily
  UNION ALL
-SELECT 'month', month, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM kavach.usage_monthly;
+SELECT 'month', month, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM kavach.usage_monthly
+ UNION ALL
+SELECT 'total', day, NULL, NULL, NULL, calls, denied, calls_without_cost, tokens_cost FROM kavach.usage_total;
 
 CREATE TEMP VIEW raw AS
 SELECT 'day' AS by, day AS start, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM by_day
  UNION ALL
-SELECT 'month', date_trunc('month', day)::date, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM by_day;
+SELECT 'month', date_trunc('month', day)::date, tenant_id, user_id, agent_id, calls, denied, calls_without_cost, tokens_cost FROM by_day
+ UNION ALL
+SELECT 'total', day, NULL, NULL, NULL, calls, denied, calls_without_cost, tokens_cost FROM by_day;
 
 SELECT 'a rollup is not the sum of the rows', by, start, tenant_id, user_id, agent_id, sum(calls), sum(denied), sum(calls_without_cost), sum(tokens_cost)
   FROM (SELECT * FROM rolled_up

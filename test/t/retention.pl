@@ -42,6 +42,7 @@ $node->safe_psql('postgres', q{SELECT kavach_authorize('agt_a', 'run', 'x', 1000
 my $sums = q{
 	SELECT 'day', day::text, user_id, agent_id, calls, denied, tokens_cost::text FROM kavach.usage_daily
 	UNION ALL SELECT 'month', month::text, user_id, agent_id, calls, denied, tokens_cost::text FROM kavach.usage_monthly
+	UNION ALL SELECT 'total', day::text, NULL, NULL, calls, denied, tokens_cost::text FROM kavach.usage_total
 	UNION ALL SELECT scope || period, start::text, subject, NULL, calls, NULL, tokens::text FROM kavach.usage_scope ORDER BY 1, 2, 3, 4};
 my $before = $node->safe_psql('postgres', $sums);
 
