@@ -356,7 +356,7 @@ SELECT 'daily', NULL, (d.day::timestamp AT TIME ZONE 'UTC'), d.day,
        d.calls, d.denied, d.calls_without_cost, d.tokens_cost, d.tokens_input, d.tokens_output, d.tokens_cache_read, d.tokens_cache_write, d.cost
   FROM kavach.usage_daily d
  UNION ALL
-SELECT 'total', NULL, (t.day::timestamp AT TIME ZONE 'UTC'), t.day, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+SELECT 'together', NULL, (t.day::timestamp AT TIME ZONE 'UTC'), t.day, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        t.calls, t.denied, t.calls_without_cost, t.tokens_cost, t.tokens_input, t.tokens_output, t.tokens_cache_read, t.tokens_cache_write, t.cost
   FROM kavach.usage_total t
  UNION ALL
@@ -376,7 +376,7 @@ SELECT 'tail', e.id, e.ts, e.day, e.tenant_id, e.user_id, e.agent_id, e.provider
    AND e.batch >= (SELECT t.open[1] FROM kavach.tail t) AND e.batch <= (SELECT t.high FROM kavach.tail t);
 
 COMMENT ON VIEW kavach.usage_part IS 'What reports sum: the ledger''s rows, what months and days of closed batches add up to, and the rows that are in none of these sums yet. kavach.usage_between puts a range together.';
-COMMENT ON COLUMN kavach.usage_part.part IS 'monthly or daily: the sum of the closed batches'' rows in it, by agent and model; total: of a day, all together; row: a row of kavach.usage_entry; tail: the same, of a batch that is not in the sums.';
+COMMENT ON COLUMN kavach.usage_part.part IS 'monthly or daily: the sum of the closed batches'' rows in it, by agent and model; together: of a day, all agents''; row: a row of kavach.usage_entry; tail: the same, of a batch that is not in the sums.';
 COMMENT ON COLUMN kavach.usage_part.id IS 'Of a row: its id.';
 COMMENT ON COLUMN kavach.usage_part.ts IS 'Of a row: clock time of the call; of a sum: the start of its month or day.';
 COMMENT ON COLUMN kavach.usage_part.day IS 'Its UTC day.';
@@ -393,12 +393,12 @@ BEGIN ATOMIC
    WHERE (p.part = 'monthly' AND usage_between.whole = 'monthly'
           AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
           AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date)
-      OR (p.part = 'daily' AND usage_between.whole <> 'total'
+      OR (p.part = 'daily' AND usage_between.whole <> 'together'
           AND (p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) AT TIME ZONE 'UTC')::date
                AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 1) AT TIME ZONE 'UTC')::date
                OR p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 2) AT TIME ZONE 'UTC')::date
                AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) AT TIME ZONE 'UTC')::date))
-      OR (p.part = 'total' AND usage_between.whole = 'total'
+      OR (p.part = 'together' AND usage_between.whole = 'together'
           AND p.day >= (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 0) AT TIME ZONE 'UTC')::date
           AND p.day < (kavach.range_edge(usage_between.since, usage_between.until, usage_between.whole, 3) AT TIME ZONE 'UTC')::date)
       OR (p.part = 'tail'
@@ -432,7 +432,7 @@ END;
 
 COMMENT ON FUNCTION kavach.usage_between(timestamptz, timestamptz, text) IS
 'What the ledger''s rows from since (inclusive) to until (exclusive) add up to, in pieces: whole UTC months and days as sums, pieces of days as rows, and the rows that are not in the sums yet. Neither bound is NULL; infinity leaves a side open. Every report sums these.
-whole: monthly; daily, where days are to be told apart; total, where nobody is: of days, all together; NULL: rows alone.
+whole: monthly; daily, where days are to be told apart; together, where nobody is: of days, all agents''; NULL: rows alone.
 The rows of a piece of a day are found by the time in their ids. One that is put in by hand is found, too, if its id is the UUIDv7 of its ts, or of no time in the months of the range.
 Error KV005 where rows of a month that was dropped are needed.';
 
@@ -460,7 +460,7 @@ CREATE VIEW kavach.usage_by_day AS
 SELECT day,
        sum(calls)::bigint AS calls, sum(denied)::bigint AS denied, sum(calls_without_cost)::bigint AS calls_without_cost, sum(tokens_cost) AS tokens_cost
   FROM kavach.usage_part
- WHERE part IN ('total', 'tail')
+ WHERE part IN ('together', 'tail')
  GROUP BY day;
 
 COMMENT ON VIEW kavach.usage_by_day IS 'Usage of every UTC day that has ledger rows. For a range or one agent use kavach_cost_by_day.';
@@ -532,7 +532,7 @@ BEGIN ATOMIC
   SELECT u.day, sum(u.calls)::bigint, sum(u.denied)::bigint, sum(u.calls_without_cost)::bigint, sum(u.tokens_cost)
     FROM kavach.usage_between(kavach.range_start(kavach_cost_by_day.since, kavach_cost_by_day.until),
                               coalesce(kavach_cost_by_day.until, 'infinity'),
-                              CASE WHEN kavach_cost_by_day.agent_id IS NULL THEN 'total' ELSE 'daily' END) u
+                              CASE WHEN kavach_cost_by_day.agent_id IS NULL THEN 'together' ELSE 'daily' END) u
    WHERE kavach_cost_by_day.agent_id IS NULL OR u.agent_id = kavach_cost_by_day.agent_id
    GROUP BY u.day;
 END;

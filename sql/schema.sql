@@ -58,7 +58,7 @@ LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'kavach_range_edge';
 
 COMMENT ON FUNCTION kavach.range_edge(timestamptz, timestamptz, text, int) IS
-  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily or total, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
+  'Where a range is cut: its whole UTC days are from edge 0 to edge 3, the whole months among them from edge 1 to edge 2. whole: monthly; daily or together, of months there are none; NULL: of days neither. What there is none of is empty, at the range''s end.';
 
 CREATE FUNCTION kavach.month_start(year int, month int)
 RETURNS timestamptz

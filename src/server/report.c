@@ -137,7 +137,7 @@ report_whole(FunctionCallInfo fcinfo)
 	if (strcmp(bucket, periods[PERIOD_DAY].name) == 0)
 		whole = "daily";
 	if (ngroups == 0)
-		whole = "total";
+		whole = "together";
 	if (strcmp(bucket, periods[PERIOD_HOUR].name) == 0)
 		whole = NULL;
 	for (int i = 0; i < ngroups; i++)
