@@ -179,7 +179,7 @@ COMMENT ON TABLE kavach.usage_scope IS 'What closed batches add up to in the win
 COMMENT ON COLUMN kavach.usage_scope.scope IS 'Whose usage it is: as in kavach.budget_policy.';
 COMMENT ON COLUMN kavach.usage_scope.subject IS 'The id of whose usage it is; empty for all agents.';
 COMMENT ON COLUMN kavach.usage_scope.period IS 'The kind of window: as in kavach.budget_limit.';
-COMMENT ON COLUMN kavach.usage_scope.start IS 'Start of the window (UTC); -infinity for total. Hours of agents go after two days.';
+COMMENT ON COLUMN kavach.usage_scope.start IS 'Start of the window (UTC); -infinity for total. Hours of agents are kept for two days.';
 COMMENT ON COLUMN kavach.usage_scope.tokens IS 'Tokens charged in it, where a settlement gives back in the window of what it settles (kavach.charged_at).';
 COMMENT ON COLUMN kavach.usage_scope.calls IS 'Calls admitted in it.';
 
