@@ -42,7 +42,7 @@ sub fill
 	});
 	$node->safe_psql('old', q{SELECT kavach_record_usage('agt_a', 150, request_id => 'r-feb')});
 	# so that the worker makes none, which copies may or may not have
-	$node->safe_psql('old', q{SELECT kavach_create_months(current_date, (current_date + interval '1 month')::date)});
+	$node->safe_psql('old', q{SELECT kavach_create_months(kavach.clock_now()::date, (kavach.clock_now() + interval '1 month')::date)});
 	return;
 }
 
