@@ -33,6 +33,7 @@
  *	ledger.c		how rows are written and found; UUIDv7
  *	insert.c		the way of a row straight into its partition
  *	lookup.c		the way straight to a row, by a unique index of its month
+ *	place.c			what is known of a partition: its columns and indexes
  *	months.c		has the partition of a month there when it is needed
  *	batch.c			which batch a row belongs to, and when it is closed
  *	rollup.c		folds closed batches into the rollups

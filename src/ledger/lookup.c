@@ -35,55 +35,35 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/pg_am.h"
-#include "catalog/pg_collation.h"
-#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
-#include "nodes/makefuncs.h"
-#include "optimizer/optimizer.h"
 #include "storage/bufmgr.h"
 #include "storage/predicate.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
 #include "ledger/announce.h"
 #include "ledger/insert.h"
 #include "ledger/partition.h"
+#include "ledger/place.h"
 #include "ledger/row.h"
 #include "server/compat.h"
 #include "server/index.h"
 #include "server/lock.h"
 
-#define MAX_KEY_COLUMNS	3
-
-/* The forms that indexes have: what is looked up in them by what. */
-typedef enum IndexForm
-{
-	FORM_ID,
-	FORM_SETTLES,
-	FORM_REQUEST,
-	FORM_OLD_REQUEST			/* as kavach 0.1.0 made it */
-} IndexForm;
-
-#define NUM_INDEX_FORMS	(FORM_OLD_REQUEST + 1)
-
+/* By which index, the best first. */
 static const struct
 {
 	LookupKey	key;
-	int			ncolumns;
-	LedgerColumnNumber columns[MAX_KEY_COLUMNS];
-	int			nsearched;		/* how many of them a search gives */
-}			forms[NUM_INDEX_FORMS] = {
-	[FORM_ID] = {LOOKUP_ID, 1, {COLUMN_id}, 1},
-	[FORM_SETTLES] = {LOOKUP_SETTLES, 1, {COLUMN_settles}, 1},
-	[FORM_REQUEST] = {LOOKUP_REQUEST, 3, {COLUMN_request_id, COLUMN_agent_id, COLUMN_kind}, 2},
-	[FORM_OLD_REQUEST] = {LOOKUP_REQUEST, 3, {COLUMN_agent_id, COLUMN_kind, COLUMN_request_id}, 3},
+	IndexForm	form;
+	int			nsearched;		/* how many of its columns a search gives */
+}			ways[] = {
+	{LOOKUP_ID, FORM_ID, 1},
+	{LOOKUP_SETTLES, FORM_SETTLES, 1},
+	{LOOKUP_REQUEST, FORM_REQUEST, 2},
+	{LOOKUP_REQUEST, FORM_OLD_REQUEST, 3},
 };
 
 /* What is to be found: a row for each of some kinds; once there is the first, others do not matter. */
@@ -98,170 +78,6 @@ typedef struct Lookup
 	TimestampTz since;			/* ts of the row */
 	TimestampTz until;
 } Lookup;
-
-/* What is known of a partition. */
-typedef struct Place
-{
-	Oid			relid;			/* the hash key */
-	bool		valid;			/* not invalidated since it was looked at */
-	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
-	Oid			indexes[NUM_LOOKUP_KEYS];	/* InvalidOid where there is none */
-	IndexForm	forms[NUM_LOOKUP_KEYS]; /* that they have */
-} Place;
-
-static HTAB *places = NULL;
-static uint64 invalidations = 0;
-
-/* ---- the indexes of a partition ---- */
-
-static void
-forget_places(Datum arg, Oid relid)
-{
-	HASH_SEQ_STATUS scan;
-	Place	   *place;
-
-	invalidations++;
-	if (OidIsValid(relid))
-	{
-		place = hash_search(places, &relid, HASH_FIND, NULL);
-		if (place != NULL)
-			place->valid = false;
-		return;
-	}
-	hash_seq_init(&scan, places);
-	while ((place = hash_seq_search(&scan)) != NULL)
-		place->valid = false;
-}
-
-static void
-make_places(void)
-{
-	HASHCTL		info = {
-		.keysize = sizeof(Oid),
-		.entrysize = sizeof(Place),
-		.hcxt = TopMemoryContext,
-	};
-
-	places = hash_create("kavach partitions", 16, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(forget_places, (Datum) 0);
-}
-
-/* A column of a partition, as in the predicate of an index. */
-static Expr *
-column_var(Relation partition, AttrNumber attnum)
-{
-	Form_pg_attribute column = TupleDescAttr(RelationGetDescr(partition), attnum - 1);
-
-	return (Expr *) makeVar(1, attnum, column->atttypid, column->atttypmod, column->attcollation, 0);
-}
-
-/* What is known of the rows that are looked up in an index. */
-static List *
-known_of_rows(Relation partition, IndexForm form, const AttrNumber *attnums)
-{
-	List	   *known = NIL;
-
-	for (int i = 0; i < forms[form].ncolumns; i++)
-	{
-		NullTest   *test = makeNode(NullTest);
-
-		test->arg = column_var(partition, attnums[forms[form].columns[i]]);
-		test->nulltesttype = IS_NOT_NULL;
-		test->location = -1;
-		known = lappend(known, test);
-	}
-	if (forms[form].key == LOOKUP_REQUEST)
-	{
-		Var		   *result = (Var *) column_var(partition, attnums[COLUMN_result]);
-		Const	   *allowed = makeConst(TEXTOID, -1, DEFAULT_COLLATION_OID, -1,
-										CStringGetTextDatum("allowed"), false, false);
-
-		known = lappend(known, make_opclause(TextEqualOperator, BOOLOID, false,
-											 (Expr *) result, (Expr *) allowed,
-											 InvalidOid, result->varcollid));
-	}
-	return known;
-}
-
-/* Whether rows can be looked up in an index as in one of a form. */
-static bool
-has_form(Relation partition, Relation index, IndexForm form, const AttrNumber *attnums)
-{
-	if (index->rd_rel->relam != BTREE_AM_OID ||
-		!index->rd_index->indisunique ||
-		!index->rd_index->indimmediate ||
-		!index->rd_index->indisvalid ||
-		index->rd_index->indnkeyatts != forms[form].ncolumns)
-		return false;
-	for (int i = 0; i < forms[form].ncolumns; i++)
-	{
-		LedgerColumnNumber column = forms[form].columns[i];
-
-		if (index->rd_index->indkey.values[i] != attnums[column] ||
-			!index_has_usual_order(partition, index, i, ledger_columns[column].type))
-			return false;
-	}
-	return predicate_implied_by(RelationGetIndexPredicate(index),
-								known_of_rows(partition, form, attnums), false);
-}
-
-/* Notes what an index can be used for; of two forms the first. */
-static void
-note_index(Relation partition, Relation index, Place *place)
-{
-	for (IndexForm form = 0; form < NUM_INDEX_FORMS; form++)
-	{
-		LookupKey	key = forms[form].key;
-
-		if (OidIsValid(place->indexes[key]) && place->forms[key] < form)
-			continue;
-		if (has_form(partition, index, form, place->attnums))
-		{
-			place->indexes[key] = RelationGetRelid(index);
-			place->forms[key] = form;
-		}
-	}
-}
-
-static void
-find_indexes(Relation partition, Place *place)
-{
-	ListCell   *cell;
-
-	memset(place->indexes, 0, sizeof(place->indexes));
-	if (row_map_columns(partition, place->attnums) != NULL)
-		return;
-	foreach(cell, RelationGetIndexList(partition))
-	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-
-		note_index(partition, index, place);
-		index_close(index, AccessShareLock);
-	}
-}
-
-/* What is known of a partition, which is locked. */
-static Place *
-find_place(Relation partition)
-{
-	Oid			relid = RelationGetRelid(partition);
-	bool		found;
-	Place	   *place;
-
-	if (places == NULL)
-		make_places();
-	place = hash_search(places, &relid, HASH_ENTER, &found);
-	if (!found)
-		place->valid = false;
-	if (!place->valid)
-	{
-		uint64		before = invalidations;
-
-		find_indexes(partition, place);
-		place->valid = before == invalidations;
-	}
-	return place;
-}
 
 /* ---- the row ---- */
 
@@ -320,11 +136,11 @@ value_of(const Lookup *lookup, LedgerColumnNumber column, int kind)
 }
 
 static void
-make_scan_keys(Relation index, IndexForm form, const Lookup *lookup, int kind, ScanKey scan_keys)
+make_scan_keys(Relation index, int way, const Lookup *lookup, int kind, ScanKey scan_keys)
 {
-	for (int i = 0; i < forms[form].nsearched; i++)
+	for (int i = 0; i < ways[way].nsearched; i++)
 	{
-		LedgerColumnNumber column = forms[form].columns[i];
+		LedgerColumnNumber column = index_forms[ways[way].form].columns[i];
 
 		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
@@ -358,20 +174,19 @@ next_row(IndexScanDesc scan, Relation partition, const Place *place, TupleTableS
 
 /* Looks for the rows that have not been found yet, in one scan. */
 static void
-search_index(Relation partition, Relation index, const Place *place, const Lookup *lookup, LedgerRow **rows)
+search_index(Relation partition, Relation index, int way, const Place *place, const Lookup *lookup, LedgerRow **rows)
 {
-	IndexForm	form = place->forms[lookup->key];
-	int			nkeys = forms[form].nsearched;
-	int			nsearches = form == FORM_OLD_REQUEST ? lookup->count : 1;
+	int			nkeys = ways[way].nsearched;
+	int			nsearches = ways[way].form == FORM_OLD_REQUEST ? lookup->count : 1;
 	TupleTableSlot *slot = NULL;
-	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
+	ScanKeyData scan_keys[MAX_FORM_COLUMNS];
 	IndexScanDesc scan = compat_index_beginscan(partition, index, GetActiveSnapshot(), nkeys);
 
 	for (int i = 0; i < nsearches && !found_all(lookup, rows); i++)
 	{
 		LedgerRow  *row;
 
-		make_scan_keys(index, form, lookup, i, scan_keys);
+		make_scan_keys(index, way, lookup, i, scan_keys);
 		index_rescan(scan, scan_keys, nkeys, NULL, 0);
 		while (!found_all(lookup, rows) && (row = next_row(scan, partition, place, &slot)) != NULL)
 			if (is_looked_for(row, lookup))
@@ -382,20 +197,31 @@ search_index(Relation partition, Relation index, const Place *place, const Looku
 		ExecDropSingleTupleTableSlot(slot);
 }
 
+/* The best way to what is looked for that a partition has; -1 for none. */
+static int
+find_way(const Place *place, LookupKey key)
+{
+	for (int way = 0; way < (int) lengthof(ways); way++)
+		if (ways[way].key == key && OidIsValid(place->indexes[ways[way].form]))
+			return way;
+	return -1;
+}
+
 /* Looks into a heap.  Returns false where it has no index for that. */
 static bool
 search_heap(Relation partition, LOCKMODE lock, const Lookup *lookup, LedgerRow **rows)
 {
-	Place	   *place = find_place(partition);
+	const Place *place = place_of(partition);
+	int			way = find_way(place, lookup->key);
 	Relation	index;
 	bool		usable;
 
-	if (!OidIsValid(place->indexes[lookup->key]))
+	if (way < 0)
 		return false;
-	index = index_open(place->indexes[lookup->key], lock);
+	index = index_open(place->indexes[ways[way].form], lock);
 	usable = index_is_usable(index);
 	if (usable)
-		search_index(partition, index, place, lookup, rows);
+		search_index(partition, index, way, place, lookup, rows);
 	index_close(index, NoLock);
 	return usable;
 }

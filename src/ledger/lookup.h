@@ -18,7 +18,6 @@ typedef enum LookupKey
 	LOOKUP_REQUEST				/* request_id, agent_id, kind */
 } LookupKey;
 
-#define NUM_LOOKUP_KEYS	(LOOKUP_REQUEST + 1)
 #define MAX_LOOKUPS		2		/* kinds at a time */
 
 extern bool lookup_row(Oid ledger, LookupKey key, const pg_uuid_t *id,

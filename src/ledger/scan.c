@@ -14,9 +14,9 @@
  * as they are by those who made them: a default partition, say, or an archived
  * month, which may be foreign, or no heap, and has no need of indexes.
  *
- * What is known of a partition is kept until it is invalidated; and so is that
- * none is without indexes.  Partitions are locked as catalogs are, while they
- * are read; the caller has locked the ledger, so that they stay.
+ * That no partition is without indexes is kept until something is invalidated.
+ * Partitions are locked as catalogs are, while they are read; the caller has
+ * locked the ledger, so that they stay.
  *-------------------------------------------------------------------------
  */
 #include "ledger/scan.h"
@@ -25,7 +25,6 @@
 #include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
@@ -34,31 +33,26 @@
 #include "storage/predicate.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 
 #include "ledger/announce.h"
 #include "ledger/ledger.h"
 #include "ledger/partition.h"
+#include "ledger/place.h"
 #include "ledger/row.h"
 #include "server/compat.h"
 #include "server/index.h"
 #include "server/query.h"
 
-#define MAX_KEY_COLUMNS	2
+/* How many bounds a search has, of either kind. */
+#define NUM_SCAN_KEYS	2
 
-/* With which columns the index begins. */
-static const struct
-{
-	int			ncolumns;
-	LedgerColumnNumber columns[MAX_KEY_COLUMNS];
-}			kinds[NUM_SCAN_KINDS] = {
-	[SCAN_BATCH] = {1, {COLUMN_batch}},
-	[SCAN_AGENT] = {2, {COLUMN_agent_id, COLUMN_ts}},
+/* By which index. */
+static const IndexForm forms[NUM_SCAN_KINDS] = {
+	[SCAN_BATCH] = FORM_BATCH,
+	[SCAN_AGENT] = FORM_AGENT,
 };
 
 /* Which column has whose row it is. */
@@ -68,19 +62,6 @@ static const LedgerColumnNumber id_columns[NUM_SCOPES] = {
 	[SCOPE_TENANT] = COLUMN_tenant_id,
 	[SCOPE_ALL] = NUM_LEDGER_COLUMNS,	/* none */
 };
-
-/* What is known of a partition. */
-typedef struct Place
-{
-	Oid			relid;			/* the hash key */
-	bool		valid;			/* not invalidated since it was looked at */
-	bool		bare;			/* a table without any index */
-	AttrNumber	attnums[NUM_LEDGER_COLUMNS];	/* of ledger_columns[] */
-	Oid			indexes[NUM_SCAN_KINDS];	/* InvalidOid where there is none */
-} Place;
-
-static HTAB *places = NULL;
-static uint64 invalidations = 0;
 
 /* When no partition of which ledger was bare. */
 static Oid	whole_ledger = InvalidOid;
@@ -117,102 +98,7 @@ static Statement select_rows[NUM_SCAN_KINDS] = {
 	},
 };
 
-/* ---- what is known of partitions ---- */
-
-static void
-forget_places(Datum arg, Oid relid)
-{
-	HASH_SEQ_STATUS scan;
-	Place	   *place;
-
-	invalidations++;
-	if (OidIsValid(relid))
-	{
-		place = hash_search(places, &relid, HASH_FIND, NULL);
-		if (place != NULL)
-			place->valid = false;
-		return;
-	}
-	hash_seq_init(&scan, places);
-	while ((place = hash_seq_search(&scan)) != NULL)
-		place->valid = false;
-}
-
-static void
-make_places(void)
-{
-	HASHCTL		info = {
-		.keysize = sizeof(Oid),
-		.entrysize = sizeof(Place),
-		.hcxt = TopMemoryContext,
-	};
-
-	places = hash_create("kavach scanned partitions", 16, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	CacheRegisterRelcacheCallback(forget_places, (Datum) 0);
-}
-
-/* Whether all rows are in an index, by the columns of a kind. */
-static bool
-is_index_of(Relation partition, Relation index, ScanKind kind, const AttrNumber *attnums)
-{
-	if (index->rd_rel->relam != BTREE_AM_OID ||
-		!index->rd_index->indisvalid ||
-		index->rd_index->indnkeyatts < kinds[kind].ncolumns ||
-		RelationGetIndexPredicate(index) != NIL)
-		return false;
-	for (int i = 0; i < kinds[kind].ncolumns; i++)
-	{
-		LedgerColumnNumber column = kinds[kind].columns[i];
-
-		if (index->rd_index->indkey.values[i] != attnums[column] ||
-			!index_has_usual_order(partition, index, i, ledger_columns[column].type))
-			return false;
-	}
-	return true;
-}
-
-static void
-look_at_partition(Relation partition, Place *place)
-{
-	List	   *indexes = RelationGetIndexList(partition);
-	ListCell   *cell;
-
-	place->bare = partition->rd_rel->relkind == RELKIND_RELATION && indexes == NIL;
-	memset(place->indexes, 0, sizeof(place->indexes));
-	if (!index_is_over_heap(partition) || row_map_columns(partition, place->attnums) != NULL)
-		return;
-	foreach(cell, indexes)
-	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
-
-		for (ScanKind kind = 0; kind < NUM_SCAN_KINDS; kind++)
-			if (is_index_of(partition, index, kind, place->attnums))
-				place->indexes[kind] = lfirst_oid(cell);
-		index_close(index, AccessShareLock);
-	}
-}
-
-/* What is known of a partition, which is locked. */
-static Place *
-find_place(Relation partition)
-{
-	Oid			relid = RelationGetRelid(partition);
-	bool		found;
-	Place	   *place;
-
-	Assert(places != NULL);
-	place = hash_search(places, &relid, HASH_ENTER, &found);
-	if (!found)
-		place->valid = false;
-	if (!place->valid)
-	{
-		uint64		before = invalidations;
-
-		look_at_partition(partition, place);
-		place->valid = before == invalidations;
-	}
-	return place;
-}
+/* ---- partitions ---- */
 
 /* All partitions that may hold rows from a time on. */
 static List *
@@ -229,7 +115,7 @@ static bool
 is_bare(Oid relid)
 {
 	Relation	partition = table_open(relid, AccessShareLock);
-	bool		bare = find_place(partition)->bare;
+	bool		bare = place_of(partition)->bare;
 
 	table_close(partition, AccessShareLock);
 	return bare;
@@ -271,12 +157,10 @@ scan_refuse_during_restore(Oid ledger)
 	ListCell   *cell;
 
 	announce_refresh(ledger);
-	if (places == NULL)
-		make_places();
-	if (whole_ledger == ledger && whole_since == invalidations)
+	before = place_invalidations();
+	if (whole_ledger == ledger && whole_since == before)
 		return;
 	whole_ledger = InvalidOid;
-	before = invalidations;
 	foreach(cell, partitions_since(ledger, DT_NOBEGIN))
 	{
 		Oid			relid = lfirst_oid(cell);
@@ -293,7 +177,7 @@ scan_refuse_during_restore(Oid ledger)
 		if (is_being_restored())
 			refuse_restored(bare, false);
 	}
-	else if (before == invalidations)
+	else if (before == place_invalidations())
 	{
 		whole_ledger = ledger;
 		whole_since = before;
@@ -382,7 +266,7 @@ stored_column(const void *source, LedgerColumnNumber column, bool *isnull)
 }
 
 static void
-make_scan_keys(Relation index, const RowSearch *search, ScanKeyData scan_keys[MAX_KEY_COLUMNS])
+make_scan_keys(Relation index, const RowSearch *search, ScanKeyData scan_keys[NUM_SCAN_KEYS])
 {
 	if (search->kind == SCAN_BATCH)
 	{
@@ -399,12 +283,12 @@ static void
 scan_partition(const OpenPartition *partition, const RowSearch *search, CountedRowFunction function, void *arg)
 {
 	StoredRow	stored = {table_slot_create(partition->table, NULL), partition->place};
-	ScanKeyData scan_keys[MAX_KEY_COLUMNS];
-	IndexScanDesc scan = compat_index_beginscan(partition->table, partition->index, GetActiveSnapshot(), MAX_KEY_COLUMNS);
+	ScanKeyData scan_keys[NUM_SCAN_KEYS];
+	IndexScanDesc scan = compat_index_beginscan(partition->table, partition->index, GetActiveSnapshot(), NUM_SCAN_KEYS);
 	CountedRow	row;
 
 	make_scan_keys(partition->index, search, scan_keys);
-	index_rescan(scan, scan_keys, MAX_KEY_COLUMNS, NULL, 0);
+	index_rescan(scan, scan_keys, NUM_SCAN_KEYS, NULL, 0);
 	while (index_getnext_slot(scan, ForwardScanDirection, stored.slot))
 	{
 		bool		isnull;
@@ -435,9 +319,9 @@ open_partition(OpenPartition *partition, Oid relid, ScanKind kind)
 	Oid			index_id;
 
 	partition->table = table_open(relid, AccessShareLock);
-	partition->place = find_place(partition->table);
+	partition->place = place_of(partition->table);
 	partition->index = NULL;
-	index_id = partition->place->indexes[kind];
+	index_id = partition->place->indexes[forms[kind]];
 	if (OidIsValid(index_id))
 	{
 		/* next month's, made ahead */
