@@ -83,7 +83,6 @@ retention_define_settings(void)
 /* In bgw_extra. */
 typedef struct RetentionOrder
 {
-	Oid			database;
 	Oid			ledger;
 	Oid			role;			/* who gives it */
 	dsm_handle	answer;			/* a RetentionAnswer */
@@ -389,10 +388,7 @@ kavach_retention_main(Datum arg)
 	ErrorData  *error = NULL;
 
 	memcpy(&work.order, MyBgworkerEntry->bgw_extra, sizeof(work.order));
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	worker_pin_settings();
-	BackgroundWorkerInitializeConnectionByOid(work.order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
+	worker_connect(arg);
 	pin_lock_timeout();
 	(void) MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext, "kavach retention", ALLOCSET_DEFAULT_SIZES));
 	segment = dsm_attach(work.order.answer);	/* NULL: who has asked is gone */
@@ -428,21 +424,8 @@ open_answer(RetentionOrder *order, Ordered *ordered)
 static bool
 start_worker(RetentionOrder *order, Ordered *ordered)
 {
-	BackgroundWorker worker = {
-		.bgw_name = "kavach retention worker",
-		.bgw_type = "kavach retention worker",
-		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
-		.bgw_start_time = BgWorkerStart_RecoveryFinished,
-		.bgw_restart_time = BGW_NEVER_RESTART,
-		.bgw_library_name = "kavach",
-		.bgw_function_name = "kavach_retention_main",
-		.bgw_notify_pid = MyProcPid,
-	};
-
-	order->database = MyDatabaseId;
 	open_answer(order, ordered);
-	memcpy(worker.bgw_extra, order, sizeof(*order));
-	if (RegisterDynamicBackgroundWorker(&worker, &ordered->worker))
+	if (worker_register("kavach retention worker", "kavach_retention_main", order, sizeof(*order), &ordered->worker))
 		return true;
 	dsm_detach(ordered->segment);
 	return false;

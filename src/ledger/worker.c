@@ -52,54 +52,43 @@
 /* What a worker is started for; in bgw_extra. */
 typedef struct WorkerOrder
 {
-	Oid			database;
 	Oid			ledger;
 	TimestampTz ts;
 } WorkerOrder;
 
-StaticAssertDecl(sizeof(WorkerOrder) <= BGW_EXTRALEN, "a worker's order fits its registration");
-
 PGDLLEXPORT void kavach_worker_main(Datum arg);
 
+/* ---- what all workers have in common ---- */
+
 /*
- * Has a worker make the partitions of a month and of the next, as far as they
- * are missing, and waits until it has ended.  Returns false if there is none to
- * be had; otherwise the caller looks whether they are there.
+ * Has a worker of this database started, with a name and an order of its own (in
+ * bgw_extra; NULL for none); returns false if there is none to be had.  handle:
+ * NULL for who does not wait for it.
  */
 bool
-worker_make_partitions(Oid ledger, TimestampTz ts)
+worker_register(const char *name, const char *function, const void *order, Size size, BackgroundWorkerHandle **handle)
 {
-	WorkerOrder order = {
-		.database = MyDatabaseId,
-		.ledger = ledger,
-		.ts = ts,
-	};
 	BackgroundWorker worker = {
-		.bgw_name = "kavach partition worker",
-		.bgw_type = "kavach partition worker",
 		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
 		.bgw_start_time = BgWorkerStart_RecoveryFinished,
 		.bgw_restart_time = BGW_NEVER_RESTART,
 		.bgw_library_name = "kavach",
-		.bgw_function_name = "kavach_worker_main",
-		.bgw_notify_pid = MyProcPid,
+		.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId),
+		.bgw_notify_pid = handle != NULL ? MyProcPid : 0,
 	};
-	BackgroundWorkerHandle *handle;
 
-	memcpy(worker.bgw_extra, &order, sizeof(order));
-	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
-		return false;
-	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
-		ereport(FATAL,
-				(errcode(ERRCODE_ADMIN_SHUTDOWN),
-				 errmsg("terminating connection due to unexpected postmaster exit")));
-	pfree(handle);
-	return true;
+	Assert(size <= BGW_EXTRALEN);
+	strlcpy(worker.bgw_name, name, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, name, BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, function, BGW_MAXLEN);
+	if (order != NULL)
+		memcpy(worker.bgw_extra, order, size);
+	return RegisterDynamicBackgroundWorker(&worker, handle);
 }
 
 /* Whatever the database sets for its sessions, a worker goes by its own. */
-void
-worker_pin_settings(void)
+static void
+pin_settings(void)
 {
 	static const struct
 	{
@@ -123,6 +112,16 @@ worker_pin_settings(void)
 			SetConfigOption(settings[i].name, settings[i].value, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* The beginning of a worker: it connects to the database that is its argument. */
+void
+worker_connect(Datum database)
+{
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	pin_settings();				/* before the first lock is waited for */
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(database), InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
+}
+
 /* ---- the worker of a database ---- */
 
 void
@@ -144,23 +143,6 @@ static bool
 is_over(TimestampTz time, TimestampTz now, int64 ahead)
 {
 	return time <= now || time - now > ahead;
-}
-
-static bool
-register_worker(void)
-{
-	BackgroundWorker worker = {
-		.bgw_name = "kavach worker",
-		.bgw_type = "kavach worker",
-		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
-		.bgw_start_time = BgWorkerStart_RecoveryFinished,
-		.bgw_restart_time = BGW_NEVER_RESTART,
-		.bgw_library_name = "kavach",
-		.bgw_function_name = "kavach_rounds_main",
-		.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId),
-	};
-
-	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
 static void
@@ -188,7 +170,7 @@ worker_start(WorkerPost *post)
 	if (!pg_atomic_compare_exchange_u64(&post->next_start, &next, now + START_PATIENCE))
 		return;					/* somebody else does */
 	pg_atomic_write_u32(&post->coming, 1);
-	if (register_worker())
+	if (worker_register("kavach worker", "kavach_rounds_main", NULL, 0, NULL))
 		return;
 	pg_atomic_write_u32(&post->coming, 0);
 	pg_atomic_write_u64(&post->next_start, now + ROOM_PATIENCE);
@@ -208,6 +190,30 @@ worker_wish(WorkerPost *post, uint32 wish)
 }
 
 /* ---- the worker that makes partitions ---- */
+
+/*
+ * Has a worker make the partitions of a month and of the next, as far as they
+ * are missing, and waits until it has ended.  Returns false if there is none to
+ * be had; otherwise the caller looks whether they are there.
+ */
+bool
+worker_make_partitions(Oid ledger, TimestampTz ts)
+{
+	WorkerOrder order = {
+		.ledger = ledger,
+		.ts = ts,
+	};
+	BackgroundWorkerHandle *handle;
+
+	if (!worker_register("kavach partition worker", "kavach_worker_main", &order, sizeof(order), &handle))
+		return false;
+	if (WaitForBackgroundWorkerShutdown(handle) == BGWH_POSTMASTER_DIED)
+		ereport(FATAL,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("terminating connection due to unexpected postmaster exit")));
+	pfree(handle);
+	return true;
+}
 
 static void
 begin_step(const char *activity)
@@ -232,11 +238,8 @@ kavach_worker_main(Datum arg)
 	TimestampTz month;
 
 	memcpy(&order, MyBgworkerEntry->bgw_extra, sizeof(order));
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-	worker_pin_settings();		/* before the first lock is waited for */
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	BackgroundWorkerInitializeConnectionByOid(order.database, InvalidOid, BGWORKER_BYPASS_ALLOWCONN);
+	worker_connect(arg);
 	month = order.ts;
 	for (int i = 0; i < 2 && month < CLOCK_END; i++)
 	{

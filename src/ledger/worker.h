@@ -9,6 +9,7 @@
 #include "kavach.h"
 
 #include "port/atomics.h"
+#include "postmaster/bgworker.h"
 
 /* What others wish of a worker. */
 #define WISH_ROUND	0x01		/* to look at once what there is to do */
@@ -35,7 +36,9 @@ typedef struct WorkerPost
 } WorkerPost;
 
 extern bool worker_make_partitions(Oid ledger, TimestampTz ts);
-extern void worker_pin_settings(void);
+extern bool worker_register(const char *name, const char *function, const void *order, Size size,
+							BackgroundWorkerHandle **handle);
+extern void worker_connect(Datum database);
 
 extern void worker_init_post(WorkerPost *post);
 extern void worker_start(WorkerPost *post);
